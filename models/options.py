@@ -1,0 +1,61 @@
+"""What a user may say about a checkpoint, and what a front end makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from slimc import ir
+from slimc.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+Variant = Literal["slim", "masked", "dense"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a checkpoint cannot tell about itself; None leaves it to the checkpoint."""
+
+    img_size: tuple[int, int] | None = None
+    num_heads: int | None = None
+    qk_scale: float | None = None
+    budget_attn: float | None = None
+    budget_mlp: float | None = None
+    budget_patch: float | None = None
+
+    def refuse(self, system: str, *names: str) -> None:
+        """Raise an OptionError where one of the options `names` is given though `system` has no such thing."""
+        given = [f.name for f in fields(self) if f.name in names and getattr(self, f.name) is not None]
+        if given:
+            raise OptionError(f"--{given[0].replace('_', '-')}: {system} checkpoints have no such setting")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become the network's input: resize, centre crop, (pixel / 255 - mean) / std."""
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class SearchedModel:
+    """A checkpoint, understood: the network in IR as the research code runs it and with every mask at one.
+
+    `network` builds the PyTorch network of a variant ("masked" or "dense"), in eval mode, float32: the reference that the
+    emitted model is verified against. `settings` are the budgets or keep rates in force, for reports.
+    """
+
+    system: str
+    masked: ir.Model
+    dense: ir.Model
+    network: Callable[[Variant], torch.nn.Module]
+    settings: Mapping[str, Any]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)

@@ -1,0 +1,98 @@
+"""Typed access to a state dict: every weight is asked for by name and shape, and none may be left over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slimc.errors import CheckpointError
+from slimc.ir import FloatArray, LayerNorm, Linear
+
+
+class Weights:
+    """The weights of one checkpoint as float32 arrays that share memory with it where they can.
+
+    Every `take` checks type, shape and finiteness; `finish` checks that nothing was overlooked.
+    """
+
+    def __init__(self, path: Path, state: Mapping[str, torch.Tensor]) -> None:
+        self._path = path
+        self._state = state
+        self._taken: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._state
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of the weight `key`.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if key not in self._state:
+            raise CheckpointError(f"{self._path}: the state dict has no {key}")
+        return tuple(self._state[key].shape)
+
+    def count(self, prefix: str) -> int:
+        """Number of consecutive indices ``prefix.0``, ``prefix.1``, ... that have weights."""
+        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        found = {int(match[1]) for key in self._state if (match := pattern.match(key))}
+        if found != set(range(len(found))):
+            missing = min(set(range(max(found) + 1)) - found)
+            raise CheckpointError(f"{self._path}: the state dict has {prefix}.{max(found)} but no {prefix}.{missing}")
+        return len(found)
+
+    def take(self, key: str, shape: tuple[int, ...]) -> FloatArray:
+        """The weight `key` as float32 of the given shape.
+
+        Raises:
+            CheckpointError: it is missing, of another shape, not of a floating-point type, or has NaN or Inf.
+        """
+        if self.shape(key) != shape:
+            raise CheckpointError(f"{self._path}: {key} has the shape {_text(self.shape(key))}, expected {_text(shape)}")
+        tensor = self._state[key]
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise CheckpointError(f"{self._path}: {key} has the type {tensor.dtype}, expected floating-point weights")
+        array: FloatArray = tensor.detach().to(torch.float32).contiguous().numpy()
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{self._path}: {key} has NaN or Inf among its weights")
+        self._taken.add(key)
+        return array
+
+    def maybe(self, key: str, shape: tuple[int, ...]) -> FloatArray | None:
+        """Like `take`, but none where there is no such weight."""
+        return self.take(key, shape) if key in self else None
+
+    def linear(self, name: str, out: int, into: int, *, bias: bool | None = True) -> Linear:
+        """The linear layer `name`; `bias` None takes a bias where there is one."""
+        weight = self.take(f"{name}.weight", (out, into))
+        if bias is None:
+            return Linear(weight, self.maybe(f"{name}.bias", (out,)))
+        return Linear(weight, self.take(f"{name}.bias", (out,)) if bias else None)
+
+    def norm(self, name: str, dim: int, eps: float) -> LayerNorm:
+        """The LayerNorm `name`."""
+        return LayerNorm(self.take(f"{name}.weight", (dim,)), self.take(f"{name}.bias", (dim,)), eps)
+
+    def skip(self, key: str) -> None:
+        """Say that `key` is known and does not matter."""
+        self._taken.add(key)
+
+    def finish(self) -> None:
+        """Check that every weight was taken.
+
+        Raises:
+            CheckpointError: one was not, so the checkpoint is of another network than the one that was read.
+        """
+        left = sorted(set(self._state) - self._taken)
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise CheckpointError(f"{self._path}: unexpected {left[0]}{more} in the state dict: not a network slimc knows")
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,0 +1,210 @@
+"""Reading checkpoints, which are hostile input: nothing in them is ever executed.
+
+Pickled files are read with ``torch.load(weights_only=True)`` and the allow-list below; a zip archive is checked against
+its own checksums first, so that a damaged file is an error and not another network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from slimc.errors import CheckpointError, OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+System = Literal["vit_slim", "dynamic_vit", "ada_vit"]
+
+ACCEPTED = (
+    "a .pth, .pth.tar, .pt or .safetensors file of ViT-Slim (keys blocks.i.attn.zeta and blocks.i.attn.patch_zeta), "
+    "DynamicViT (score_predictor.i) or AdaViT (blocks.i.attn.query with head_select, layer_select or token_select)"
+)
+_STATE_KEYS = ("model", "state_dict")
+_EMA_KEYS = ("model_ema", "state_dict_ema", "ema", "ema_state_dict")
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict and what the training script saved beside it.
+
+    `state` has no ``module.`` prefix; `args` are the training script's arguments, empty where the file has none.
+    """
+
+    path: Path
+    sha256: str
+    system: System
+    state: Mapping[str, torch.Tensor]
+    args: Mapping[str, Any]
+    ema: bool
+
+
+def read_checkpoint(path: Path, *, ema: bool | None = None) -> Checkpoint:
+    """Read the checkpoint at `path` and recognise its system.
+
+    Args:
+        path: a zip or legacy torch file, or safetensors.
+        ema: take the averaged weights; None leaves it to the system (AdaViT's released evaluation takes them where they
+            are, the others never do).
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds something else, or is of no known system.
+        OptionError: `ema` is asked of a file that has no averaged weights.
+    """
+    digest = _digest(path)
+    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    main = _state_dict(path, content)
+    system = _recognise(path, main)
+    averaged = next((content[key] for key in _EMA_KEYS if isinstance(content.get(key), Mapping)), None)
+    if ema and averaged is None:
+        raise OptionError(f"--ema: {path} has no averaged weights (looked for {', '.join(_EMA_KEYS)})")
+    use_ema = averaged is not None and (ema or (ema is None and system == "ada_vit"))
+    state = _tensors(path, averaged) if use_ema and averaged is not None else main
+    return Checkpoint(path, digest, system, state, _arguments(content), use_ema)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the file, which also finds out whether there is one."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a directory; expected {ACCEPTED}")
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty; expected {ACCEPTED}")
+    return digest.hexdigest()
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {_first_line(error)}") from None
+    return {"model": state, "args": {key: _parsed(value) for key, value in metadata.items()}}
+
+
+def _parsed(value: str) -> object:
+    """A safetensors metadata value, which is text: numbers and booleans as such."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    import torch
+
+    is_zip = _check_archive(path)
+    try:
+        with torch.serialization.safe_globals(_allowed_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # noqa: BLE001 - a hostile file may raise anything
+        raise CheckpointError(f"{path}: {_load_failure(error)}") from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict; expected {ACCEPTED}")
+    return dict(content)
+
+
+def _allowed_globals() -> list[Any]:
+    """What a training script saves beside tensors: its arguments, and NumPy scalars such as the best accuracy."""
+    import numpy as np
+    from numpy.dtypes import BoolDType, Float32DType, Float64DType, Int32DType, Int64DType
+
+    scalar: Any = np.float64(0).__reduce__()[0]
+    return [
+        argparse.Namespace,
+        np.dtype,
+        *(Float32DType, Float64DType, Int32DType, Int64DType, BoolDType),
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+    ]
+
+
+def _check_archive(path: Path) -> bool:
+    """Whether `path` is a zip archive, whose every member must then match its checksum."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise CheckpointError(f"{path}: a compressed zip archive, which torch.save does not write")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: a truncated or damaged zip archive: {_first_line(error)}") from None
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged: {damaged!r} does not match its checksum")
+    return True
+
+
+def _load_failure(error: Exception) -> str:
+    text = str(error)
+    marker = "GLOBAL "
+    if "weights_only" in text.lower() and marker in text:
+        name = text.split(marker, 1)[1].split(" ", 1)[0]
+        return f"refused: the pickle asks for {name}, which is not on the allow-list of plain data"
+    return f"not a readable torch checkpoint ({_first_line(error)}); expected {ACCEPTED}"
+
+
+def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    for key in _STATE_KEYS:
+        if isinstance(content.get(key), Mapping):
+            return _tensors(path, content[key])
+    return _tensors(path, content)
+
+
+def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, without the ``module.`` that DistributedDataParallel puts before every key."""
+    import torch
+
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    if not tensors:
+        found = ", ".join(str(key) for key in list(state)[:6]) or "nothing"
+        raise CheckpointError(f"{path}: no state dict (found {found}); expected {ACCEPTED}")
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def _recognise(path: Path, state: Mapping[str, torch.Tensor]) -> System:
+    if any(key.startswith("blocks.") and key.endswith((".attn.patch_zeta", ".attn.zeta", ".mlp.zeta")) for key in state):
+        return "vit_slim"
+    if any(key.startswith("score_predictor.") for key in state):
+        return "dynamic_vit"
+    if any(key.startswith("blocks.") and ".attn.query." in key for key in state):
+        return "ada_vit"
+    kind = "a timm ViT without masks" if any(key.endswith("attn.qkv.weight") for key in state) else "no network slimc knows"
+    found = ", ".join(list(state)[:4])
+    raise CheckpointError(f"{path}: {kind} (keys {found}, ...); expected {ACCEPTED}")
+
+
+def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    args = content.get("args")
+    if isinstance(args, argparse.Namespace):
+        args = vars(args)
+    return {key: value for key, value in args.items() if isinstance(key, str)} if isinstance(args, Mapping) else {}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

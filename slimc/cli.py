@@ -1,0 +1,71 @@
+"""The command line: names the commands, turns errors into exit codes.
+
+Exit codes: 0 done; 1 outputs do not match; 2 bad usage or bad input; 3 something is missing on this machine;
+70 a defect of slimc, with its traceback; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from slimc import __version__
+from slimc.commands import export
+from slimc.errors import InternalError, SlimcError
+
+app = typer.Typer(
+    name="slimc",
+    help="Compile searched vision transformers (ViT-Slim, DynamicViT, AdaViT) into networks that are really small.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"slimc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[  # noqa: ARG001 - the callback acts on it
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the `slimc` command."""
+    sys.exit(run())
+
+
+def run() -> int:
+    """Run the command line and return its exit code."""
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except InternalError as error:
+        traceback.print_exc()
+        return error.exit_code
+    except SlimcError as error:
+        from slimc.console import print_error
+
+        print_error(str(error))
+        return error.exit_code
+    except Exception:  # noqa: BLE001 - a defect: show where it happened
+        traceback.print_exc()
+        return SlimcError.exit_code
+    return 0

@@ -1,0 +1,242 @@
+"""The intermediate representation: what a searched vision transformer computes, as frozen dataclasses over NumPy arrays.
+
+A `Model` turns images into a residual stream of rows (one row a token), runs blocks over it and classifies. Two ideas keep
+the passes short. Attention is a tuple of heads that own their matrices, so that a head may lose channels by itself. And
+token positions are explicit: every index set counts rows of the stream that enters the node it belongs to.
+
+`slimc.interpret` is the definition of what a model means; `slimc.validate` says which models are well formed.
+Notation: B images, N rows of the stream, P prefix rows (cls, dist), C = dim, F = FFN width, H heads of width d.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IndexArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """y = x weight^T + bias, with weight [out, in] and bias [out] or none."""
+
+    weight: FloatArray
+    bias: FloatArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorm:
+    """Normalisation over the last axis: weight [C], bias [C], eps added to the variance."""
+
+    weight: FloatArray
+    bias: FloatArray
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """One attention head: q, k = n Wq^T, n Wk^T [N, d_qk]; v = n Wv^T [N, d_v]; its share of the output is (a v) output^T.
+
+    `mask` [d] multiplies q, k and v channel by channel (d_qk = d_v = d then); none means one. `output` is [C, d_v].
+    """
+
+    query: Linear
+    key: Linear
+    value: Linear
+    output: FloatArray
+    mask: FloatArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """The attention branch: residual_scale * (sum over heads of softmax(q k^T scale) v output^T + output_bias).
+
+    The heads read n = norm(x). `token_mask` [N] multiplies the rows of n. `rows` is what such a mask becomes once it is
+    removed: the rows of the stream that attention sees. The others are no keys, and as queries they count as zero rows
+    of n (their query is the query bias). `ghosts` zero keys with zero values stay in every softmax.
+
+    `groups` are the sizes of consecutive runs of heads with equal widths, each computed as one batched attention; none
+    means that the emitter may take the runs as it finds them.
+    """
+
+    norm: LayerNorm
+    heads: tuple[Head, ...]
+    output_bias: FloatArray | None
+    scale: float
+    token_mask: FloatArray | None = None
+    rows: IndexArray | None = None
+    ghosts: int = 0
+    groups: tuple[int, ...] | None = None
+    residual_scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Mlp:
+    """The FFN branch: residual_scale * down(gelu(up(n)) * mask), with the exact (erf) GELU and n = norm(x).
+
+    `mask` is [F]. `token_mask` [N] multiplies the rows of n; `rows` is what it becomes once it is removed: the rows that
+    are computed. The others count as zero rows of n.
+    """
+
+    norm: LayerNorm
+    up: Linear
+    down: Linear
+    mask: FloatArray | None = None
+    token_mask: FloatArray | None = None
+    rows: IndexArray | None = None
+    residual_scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A branch that adds the same vector [C] to every row."""
+
+    vector: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """x = x[live] + attention(x); x = x + mlp(x). A branch that adds nothing is none.
+
+    `live` are the rows of the entering stream that leave the attention branch, none for all: the others end there.
+    `name` is the module path in the checkpoint, such as ``blocks.3``.
+    """
+
+    name: str
+    attention: Attention | Constant | None
+    mlp: Mlp | Constant | None
+    live: IndexArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PatchEmbed:
+    """Non-overlapping patches of the image, each mapped to a row: weight [C, 3, p, p], bias [C] or none.
+
+    `patches` are the positions on the patch grid (row-major) that are embedded, in the order of the stream; none for all.
+    """
+
+    weight: FloatArray
+    bias: FloatArray | None
+    patches: IndexArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """The stream's first rows: prefix tokens [P, C], then the patches; position embeddings are added to both.
+
+    `prefix_position` is [P, C], `patch_position` [number of patches, C]; none means zero.
+    """
+
+    patch: PatchEmbed
+    prefix: FloatArray
+    prefix_position: FloatArray | None
+    patch_position: FloatArray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """logits = scale * sum over i of heads[i](norm(x)[rows[i]]).
+
+    `pre_logits` (a linear layer, then tanh) stands before the head where there is one.
+    """
+
+    norm: LayerNorm
+    rows: tuple[int, ...]
+    heads: tuple[Linear, ...]
+    pre_logits: Linear | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network from images [B, 3, height, width] to logits [B, classes]. `image` is (height, width) in pixels."""
+
+    image: tuple[int, int]
+    embedding: Embedding
+    blocks: tuple[Block, ...]
+    classifier: Classifier
+
+    @property
+    def dim(self) -> int:
+        """Width C of the residual stream."""
+        return int(self.embedding.prefix.shape[1])
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return int(self.classifier.heads[0].weight.shape[0])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along height and width."""
+        p, q = self.embedding.patch.weight.shape[2:]
+        return self.image[0] // p, self.image[1] // q
+
+    @property
+    def prefix(self) -> int:
+        """Number P of prefix rows."""
+        return int(self.embedding.prefix.shape[0])
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """Rows of the stream at one block: entering it, and after its attention branch."""
+
+    entering: int
+    leaving: int
+
+
+def embedded_rows(model: Model) -> int:
+    """Rows of the stream that the embedding makes."""
+    patches = model.embedding.patch.patches
+    return model.prefix + (model.grid[0] * model.grid[1] if patches is None else len(patches))
+
+
+def block_rows(model: Model) -> tuple[BlockRows, ...]:
+    """Rows entering and leaving the attention branch of every block."""
+    rows, counts = embedded_rows(model), []
+    for block in model.blocks:
+        leaving = rows if block.live is None else len(block.live)
+        counts.append(BlockRows(rows, leaving))
+        rows = leaving
+    return tuple(counts)
+
+
+def arrays(node: object) -> Iterator[FloatArray]:
+    """Every floating-point array below `node`, in field order."""
+    if isinstance(node, np.ndarray):
+        if np.issubdtype(node.dtype, np.floating):
+            yield node
+    elif isinstance(node, tuple):
+        for item in node:
+            yield from arrays(item)
+    elif dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            yield from arrays(getattr(node, field.name))
+
+
+T = TypeVar("T")
+
+
+def map_arrays(node: T, change: Callable[[FloatArray], FloatArray]) -> T:
+    """`node` with every floating-point array below it replaced by `change(array)`."""
+    result: Any = node
+    if isinstance(node, np.ndarray):
+        result = change(node) if np.issubdtype(node.dtype, np.floating) else node
+    elif isinstance(node, tuple):
+        result = tuple(map_arrays(item, change) for item in node)
+    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
+        fields = {f.name: map_arrays(getattr(node, f.name), change) for f in dataclasses.fields(node)}
+        result = dataclasses.replace(node, **fields)
+    return result  # type: ignore[no-any-return]
+
+
+def to_float64(model: Model) -> Model:
+    """`model` with float64 weights: what the passes are checked on."""
+    return map_arrays(model, lambda array: array.astype(np.float64))

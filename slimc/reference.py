@@ -1,0 +1,59 @@
+"""The reference beside a model: inputs and what the PyTorch network made of them, for machines without torch.
+
+``model.reference.npz`` holds `images` [n, 3, H, W] float32, `logits` [n, classes] float32 and `facts`, a JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slimc.errors import ModelFileError
+from slimc.ir import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Inputs, expected logits, and facts: `source_sha256`, `variant`, `seed`, `tolerance` (of the logits' spread)."""
+
+    images: FloatArray
+    logits: FloatArray
+    facts: Mapping[str, Any]
+
+
+def reference_path(model: Path) -> Path:
+    """Where the reference of the model or engine at `model` lies."""
+    return model.with_suffix(".reference.npz")
+
+
+def write_reference(path: Path, reference: Reference) -> None:
+    """Write `reference` to `path`, compressed; the same reference gives the same bytes."""
+    facts = np.array(json.dumps(dict(reference.facts), sort_keys=True))
+    with path.open("wb") as file:
+        np.savez_compressed(file, images=reference.images, logits=reference.logits, facts=facts)
+
+
+def read_reference(path: Path) -> Reference:
+    """Read the reference at `path`.
+
+    Raises:
+        ModelFileError: it is missing, damaged, or something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images, logits = content["images"], content["logits"]
+            facts = json.loads(str(content["facts"]))
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such reference; slimc export writes it beside the model") from None
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise ModelFileError(f"{path}: not a reference that slimc wrote ({type(error).__name__})") from None
+    fits = images.ndim == 4 and logits.ndim == 2 and len(images) == len(logits) and isinstance(facts, dict)
+    if not fits or images.dtype != np.float32 or logits.dtype != np.float32:
+        raise ModelFileError(f"{path}: not a reference that slimc wrote (shapes {images.shape} and {logits.shape})")
+    return Reference(images, logits, facts)

@@ -1,0 +1,131 @@
+"""Which IR models are well formed: shapes that fit, index sets inside their streams, counts that add up.
+
+The pipeline validates after every pass, so that a defect is named where it arises and not where it is noticed.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from slimc import ir
+from slimc.errors import ValidationError
+
+
+def validate(model: ir.Model) -> None:
+    """Check `model`.
+
+    Raises:
+        ValidationError: it contradicts itself; the message names the node.
+    """
+    _embedding(model)
+    for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
+        _indices(f"{block.name}.live", block.live, rows.entering)
+        if isinstance(block.attention, ir.Attention):
+            _attention(f"{block.name}.attn", block.attention, model.dim, rows.entering)
+        elif isinstance(block.attention, ir.Constant):
+            _shape(f"{block.name}.attn", block.attention.vector, (model.dim,))
+        if isinstance(block.mlp, ir.Mlp):
+            _mlp(f"{block.name}.mlp", block.mlp, model.dim, rows.leaving)
+        elif isinstance(block.mlp, ir.Constant):
+            _shape(f"{block.name}.mlp", block.mlp.vector, (model.dim,))
+    _classifier(model)
+    if len({array.dtype for array in ir.arrays(model)}) > 1:
+        raise ValidationError("model: its arrays have more than one floating-point type")
+
+
+def _embedding(model: ir.Model) -> None:
+    embedding = model.embedding
+    height, width = embedding.patch.weight.shape[2:]
+    if model.image[0] % height or model.image[1] % width:
+        raise ValidationError(f"embedding: patches of {height}x{width} do not tile an image of {model.image}")
+    _shape("embedding.patch.weight", embedding.patch.weight, (model.dim, 3, height, width))
+    _shape("embedding.patch.bias", embedding.patch.bias, (model.dim,))
+    _indices("embedding.patch.patches", embedding.patch.patches, model.grid[0] * model.grid[1])
+    _shape("embedding.prefix_position", embedding.prefix_position, (model.prefix, model.dim))
+    patches = ir.embedded_rows(model) - model.prefix
+    _shape("embedding.patch_position", embedding.patch_position, (patches, model.dim))
+
+
+def _attention(name: str, attention: ir.Attention, dim: int, rows: int) -> None:
+    _norm(f"{name}.norm", attention.norm, dim)
+    for i, head in enumerate(attention.heads):
+        d_qk, d_v = head.query.weight.shape[0], head.value.weight.shape[0]
+        _linear(f"{name}.heads[{i}].query", head.query, d_qk, dim)
+        _linear(f"{name}.heads[{i}].key", head.key, d_qk, dim)
+        _linear(f"{name}.heads[{i}].value", head.value, d_v, dim)
+        _shape(f"{name}.heads[{i}].output", head.output, (dim, d_v))
+        if head.mask is not None and d_qk != d_v:
+            raise ValidationError(f"{name}.heads[{i}]: a masked head needs d_qk = d_v, not {d_qk} and {d_v}")
+        _shape(f"{name}.heads[{i}].mask", head.mask, (d_qk,))
+    _shape(f"{name}.output_bias", attention.output_bias, (dim,))
+    _shape(f"{name}.token_mask", attention.token_mask, (rows,))
+    _indices(f"{name}.rows", attention.rows, rows)
+    if attention.ghosts < 0:
+        raise ValidationError(f"{name}.ghosts: {attention.ghosts} is negative")
+    if attention.rows is not None and len(attention.rows) == 0 and attention.ghosts == 0 and attention.heads:
+        raise ValidationError(f"{name}: a softmax over no key")
+    if attention.ghosts and any(h.key.bias is not None or h.value.bias is not None for h in attention.heads):
+        raise ValidationError(f"{name}: ghosts stand for zero keys and values, so no key or value may have a bias")
+    if attention.groups is not None:
+        _groups(name, attention)
+
+
+def _groups(name: str, attention: ir.Attention) -> None:
+    assert attention.groups is not None
+    if sum(attention.groups) != len(attention.heads) or min(attention.groups, default=1) < 1:
+        raise ValidationError(f"{name}.groups: {attention.groups} do not add up to {len(attention.heads)} heads")
+    ends = list(itertools.accumulate(attention.groups))
+    for start, end in zip([0, *ends], ends, strict=False):
+        widths = {(h.query.weight.shape[0], h.value.weight.shape[0]) for h in attention.heads[start:end]}
+        if len(widths) > 1:
+            raise ValidationError(f"{name}.groups: heads {start} to {end - 1} have different widths {sorted(widths)}")
+
+
+def _mlp(name: str, mlp: ir.Mlp, dim: int, rows: int) -> None:
+    _norm(f"{name}.norm", mlp.norm, dim)
+    width = mlp.up.weight.shape[0]
+    _linear(f"{name}.up", mlp.up, width, dim)
+    _linear(f"{name}.down", mlp.down, dim, width)
+    _shape(f"{name}.mask", mlp.mask, (width,))
+    _shape(f"{name}.token_mask", mlp.token_mask, (rows,))
+    _indices(f"{name}.rows", mlp.rows, rows)
+
+
+def _classifier(model: ir.Model) -> None:
+    classifier, dim = model.classifier, model.dim
+    _norm("classifier.norm", classifier.norm, dim)
+    rows = ir.block_rows(model)[-1].leaving if model.blocks else ir.embedded_rows(model)
+    if len(classifier.rows) != len(classifier.heads) or not all(0 <= row < rows for row in classifier.rows):
+        raise ValidationError(f"classifier.rows: {classifier.rows} do not fit {rows} rows and {len(classifier.heads)} heads")
+    features = dim
+    if classifier.pre_logits is not None:
+        features = classifier.pre_logits.weight.shape[0]
+        _linear("classifier.pre_logits", classifier.pre_logits, features, dim)
+    for head in classifier.heads:
+        _linear("classifier.heads", head, model.classes, features)
+
+
+def _norm(name: str, norm: ir.LayerNorm, dim: int) -> None:
+    _shape(f"{name}.weight", norm.weight, (dim,))
+    _shape(f"{name}.bias", norm.bias, (dim,))
+
+
+def _linear(name: str, linear: ir.Linear, out: int, into: int) -> None:
+    _shape(f"{name}.weight", linear.weight, (out, into))
+    _shape(f"{name}.bias", linear.bias, (out,))
+
+
+def _shape(name: str, array: ir.FloatArray | None, shape: tuple[int, ...]) -> None:
+    if array is not None and array.shape != shape:
+        raise ValidationError(f"{name}: shape {array.shape}, expected {shape}")
+
+
+def _indices(name: str, indices: ir.IndexArray | None, size: int) -> None:
+    if indices is None:
+        return
+    if indices.ndim != 1 or (len(indices) and not (indices.min() >= 0 and indices.max() < size)):
+        raise ValidationError(f"{name}: indices outside the {size} rows there are")
+    if len(np.unique(indices)) != len(indices):
+        raise ValidationError(f"{name}: an index stands twice")
