@@ -1,0 +1,5 @@
+"""``python -m slimc``."""
+
+from slimc.cli import main
+
+main()
