@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from slimc.errors import OptionError
 
 
-def image_size(
-    patches: int, patch: tuple[int, int], stored: object, given: tuple[int, int] | None
-) -> tuple[int, int]:
+def image_size(patches: int, patch: tuple[int, int], stored: object, given: tuple[int, int] | None) -> tuple[int, int]:
     """Height and width in pixels of an image of `patches` patches.
 
     `given` (``--img-size``) decides, else `stored` (the training arguments' input size, a number or a pair) where it has
@@ -20,9 +18,16 @@ def image_size(
         OptionError: `given` has another number of patches, or nothing tells the grid.
     """
     if given is not None:
-        if given[0] < 1 or given[1] < 1 or given[0] % patch[0] or given[1] % patch[1] or _patches(given, patch) != patches:
+        if (
+            given[0] < 1
+            or given[1] < 1
+            or given[0] % patch[0]
+            or given[1] % patch[1]
+            or _patches(given, patch) != patches
+        ):
             raise OptionError(
-                f"--img-size: {given[0]} {given[1]} does not give the {patches} patches of {patch[0]}x{patch[1]} pixels that pos_embed has"
+                f"--img-size: {given[0]} {given[1]} does not give the {patches} patches of "
+                f"{patch[0]}x{patch[1]} pixels that pos_embed has"
             )
         return given
     size = _pair(stored)
@@ -30,7 +35,9 @@ def image_size(
         return size
     side = math.isqrt(max(patches, 0))
     if side * side != patches or patches == 0:
-        raise OptionError(f"--img-size: {patches} patches make no square grid; give the image's height and width in pixels")
+        raise OptionError(
+            f"--img-size: {patches} patches make no square grid; give the image's height and width in pixels"
+        )
     return side * patch[0], side * patch[1]
 
 

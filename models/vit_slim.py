@@ -96,9 +96,13 @@ def _heads(zeta: tuple[int, int], dim: int, path: Path, args: Mapping[str, Any],
     else:
         heads = dim // columns if rows == 1 and dim % columns == 0 else 0
     if heads == 0 or dim % heads:
-        raise CheckpointError(f"{path}: blocks.0.attn.zeta has {rows} x {columns} entries, which do not fit a width of {dim}")
+        raise CheckpointError(
+            f"{path}: blocks.0.attn.zeta has {rows} x {columns} entries, which do not fit a width of {dim}"
+        )
     if options.num_heads not in (None, heads):
-        raise OptionError(f"--num-heads: {options.num_heads} contradicts the checkpoint, whose zetas have {heads} heads")
+        raise OptionError(
+            f"--num-heads: {options.num_heads} contradicts the checkpoint, whose zetas have {heads} heads"
+        )
     return heads
 
 
@@ -121,7 +125,8 @@ def read_budgets(path: Path, args: Mapping[str, Any], options: ModelOptions) -> 
         option, given, stored = f"--budget-{kind}", getattr(options, f"budget_{kind}"), args.get(f"budget_{kind}")
         if given is None and stored is None:
             raise BudgetError(
-                f"{path}: a search-stage checkpoint, without budgets; give --budget B, or --budget-attn, --budget-mlp and --budget-patch"
+                f"{path}: a search-stage checkpoint, without budgets; give --budget B, "
+                "or --budget-attn, --budget-mlp and --budget-patch"
             )
         source = option if given is not None else f"{path}: args.budget_{kind}"
         values[kind] = check_budget(stored if given is None else given, source)
@@ -223,7 +228,9 @@ def _masks_of(variant: Variant, masks: list[Masks], zetas: list[Zetas], config: 
     return full_masks(zetas, config.heads, config.head_dim) if variant == "dense" else masks
 
 
-def build_network(checkpoint: Checkpoint, config: VitSlimConfig, masks: Sequence[Masks] | None) -> MaskedVisionTransformer:
+def build_network(
+    checkpoint: Checkpoint, config: VitSlimConfig, masks: Sequence[Masks] | None
+) -> MaskedVisionTransformer:
     """The PyTorch network in eval mode, sharing memory with the checkpoint; soft masks where `masks` is none."""
     with torch.device("meta"):
         network = MaskedVisionTransformer(config)

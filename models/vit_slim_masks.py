@@ -74,7 +74,12 @@ def check_budget(budget: object, option: str) -> float:
     Raises:
         BudgetError: it is something else.
     """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not math.isfinite(budget) or not 0 < budget <= 1:
+    if (
+        isinstance(budget, bool)
+        or not isinstance(budget, (int, float))
+        or not math.isfinite(budget)
+        or not 0 < budget <= 1
+    ):
         raise BudgetError(f"{option}: {budget!r} is not a budget; expected a number above 0 and up to 1")
     return float(budget)
 

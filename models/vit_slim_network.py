@@ -19,7 +19,7 @@ from slimc.models.vit_slim_masks import Masks
 
 @dataclass(frozen=True)
 class VitSlimConfig:
-    """Geometry of a ViT-Slim network. `zeta` is the attention zeta's shape without its singleton axes: (H or 1, d or 1)."""
+    """Geometry of a ViT-Slim network. `zeta` is the attention zeta's shape without singleton axes: (H or 1, d or 1)."""
 
     image: tuple[int, int]
     patch: tuple[int, int]
@@ -59,6 +59,9 @@ class VitSlimConfig:
 class MaskedAttention(nn.Module):
     """Multi-head attention whose q, k and v are multiplied by a channel mask, and its input rows by a patch mask."""
 
+    mask: Tensor | None
+    patch_mask: Tensor | None
+
     def __init__(self, config: VitSlimConfig) -> None:
         super().__init__()
         self.heads, self.head_dim, self.scale = config.heads, config.head_dim, config.scale
@@ -85,6 +88,8 @@ class MaskedAttention(nn.Module):
 
 class MaskedMlp(Mlp):  # type: ignore[misc]
     """timm's MLP with a mask on the hidden units, after the activation."""
+
+    mask: Tensor | None
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(in_features=dim, hidden_features=hidden)
@@ -146,6 +151,7 @@ class MaskedVisionTransformer(nn.Module):
     def compress(self, masks: Sequence[Masks]) -> None:
         """Fix binary masks, one entry a layer; the zetas then play no part."""
         for block, mask in zip(self.blocks, masks, strict=True):
+            assert isinstance(block, MaskedBlock)
             block.attn.mask = torch.from_numpy(mask.attn)[None, :, None, :]
             block.attn.patch_mask = torch.from_numpy(mask.patch)[None, :, None]
             block.mlp.mask = torch.from_numpy(mask.mlp)[None, None, :]

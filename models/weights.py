@@ -53,7 +53,9 @@ class Weights:
             CheckpointError: it is missing, of another shape, not of a floating-point type, or has NaN or Inf.
         """
         if self.shape(key) != shape:
-            raise CheckpointError(f"{self._path}: {key} has the shape {_text(self.shape(key))}, expected {_text(shape)}")
+            raise CheckpointError(
+                f"{self._path}: {key} has the shape {_text(self.shape(key))}, expected {_text(shape)}"
+            )
         tensor = self._state[key]
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise CheckpointError(f"{self._path}: {key} has the type {tensor.dtype}, expected floating-point weights")
@@ -91,7 +93,9 @@ class Weights:
         left = sorted(set(self._state) - self._taken)
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise CheckpointError(f"{self._path}: unexpected {left[0]}{more} in the state dict: not a network slimc knows")
+            raise CheckpointError(
+                f"{self._path}: unexpected {left[0]}{more} in the state dict: not a network slimc knows"
+            )
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -119,7 +119,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # noqa: BLE001 - a hostile file may raise anything
+    except Exception as error:
         raise CheckpointError(f"{path}: {_load_failure(error)}") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict; expected {ACCEPTED}")
@@ -188,13 +188,19 @@ def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _recognise(path: Path, state: Mapping[str, torch.Tensor]) -> System:
-    if any(key.startswith("blocks.") and key.endswith((".attn.patch_zeta", ".attn.zeta", ".mlp.zeta")) for key in state):
+    if any(
+        key.startswith("blocks.") and key.endswith((".attn.patch_zeta", ".attn.zeta", ".mlp.zeta")) for key in state
+    ):
         return "vit_slim"
     if any(key.startswith("score_predictor.") for key in state):
         return "dynamic_vit"
     if any(key.startswith("blocks.") and ".attn.query." in key for key in state):
         return "ada_vit"
-    kind = "a timm ViT without masks" if any(key.endswith("attn.qkv.weight") for key in state) else "no network slimc knows"
+    kind = (
+        "a timm ViT without masks"
+        if any(key.endswith("attn.qkv.weight") for key in state)
+        else "no network slimc knows"
+    )
     found = ", ".join(list(state)[:4])
     raise CheckpointError(f"{path}: {kind} (keys {found}, ...); expected {ACCEPTED}")
 

@@ -36,7 +36,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[  # noqa: ARG001 - the callback acts on it
+    version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
@@ -65,7 +65,7 @@ def run() -> int:
 
         print_error(str(error))
         return error.exit_code
-    except Exception:  # noqa: BLE001 - a defect: show where it happened
+    except Exception:
         traceback.print_exc()
         return SlimcError.exit_code
     return 0

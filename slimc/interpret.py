@@ -6,13 +6,16 @@ here is fast on purpose.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from slimc.ir import Attention, Block, Classifier, Constant, Embedding, FloatArray, Head, LayerNorm, Linear, Mlp, Model
 
-Float64 = np.ndarray[Any, np.dtype[np.float64]]
+Float64 = npt.NDArray[np.float64]
+_ERF = np.frompyfunc(math.erf, 1, 1)
 
 
 def interpret(model: Model, images: FloatArray) -> Float64:
@@ -95,13 +98,13 @@ def feed_forward(mlp: Mlp, x: Float64) -> Float64:
 
 def classify(classifier: Classifier, x: Float64) -> Float64:
     """Logits [B, classes] of the last stream."""
-    logits = 0.0
+    logits = np.zeros((len(x), classifier.heads[0].weight.shape[0]))
     for row, head in zip(classifier.rows, classifier.heads, strict=True):
         features = normalise(classifier.norm, x[:, row])
         if classifier.pre_logits is not None:
             features = np.tanh(apply(classifier.pre_logits, features))
         logits = logits + apply(head, features)
-    return np.asarray(logits * classifier.scale)
+    return logits * classifier.scale
 
 
 def normalise(norm: LayerNorm, x: Float64) -> Float64:
@@ -118,14 +121,8 @@ def apply(linear: Linear, x: Float64) -> Float64:
 
 
 def gelu(x: Float64) -> Float64:
-    """x * Phi(x), Phi the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415)."""
-    return x * 0.5 * (1.0 + _erf(x / np.sqrt(2.0)))
-
-
-def _erf(x: Float64) -> Float64:
-    import math
-
-    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x))
+    """X * Phi(x), Phi the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    return x * 0.5 * (1.0 + _ERF(x / np.sqrt(2.0)).astype(np.float64))
 
 
 def _visible(n: Float64, mask: FloatArray | None, rows: Any | None) -> Float64:  # noqa: ANN401

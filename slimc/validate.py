@@ -98,7 +98,9 @@ def _classifier(model: ir.Model) -> None:
     _norm("classifier.norm", classifier.norm, dim)
     rows = ir.block_rows(model)[-1].leaving if model.blocks else ir.embedded_rows(model)
     if len(classifier.rows) != len(classifier.heads) or not all(0 <= row < rows for row in classifier.rows):
-        raise ValidationError(f"classifier.rows: {classifier.rows} do not fit {rows} rows and {len(classifier.heads)} heads")
+        raise ValidationError(
+            f"classifier.rows: {classifier.rows} do not fit {rows} rows and {len(classifier.heads)} heads"
+        )
     features = dim
     if classifier.pre_logits is not None:
         features = classifier.pre_logits.weight.shape[0]

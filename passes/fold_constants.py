@@ -1,0 +1,78 @@
+"""Fold constant branches into the bias before them.
+
+    x + (h W^T + b),  then  + c      ->      x + (h W^T + (b + c))
+
+The branch before a constant adds its bias to every row that the constant reaches, computed or not (a row outside the
+FFN's row set gets down(gelu(up.bias)), which contains the bias as well). Where no branch stands before, the constant goes
+into the embedding: prefix tokens and patch positions. Exact; a later reader of the stream sees the same sum.
+
+Refuses a residual scale other than 1 on the branch before (FoldScales).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from slimc.errors import PassError
+from slimc.ir import Attention, Block, Constant, Embedding, FloatArray, Linear, Mlp, Model, embedded_rows
+
+
+@dataclass(frozen=True)
+class FoldConstants:
+    """Leave no constant branch in the model."""
+
+    def __call__(self, model: Model) -> Model:
+        """`model` without constant branches; the same object where there is none."""
+        if not any(isinstance(b.attention, Constant) or isinstance(b.mlp, Constant) for b in model.blocks):
+            return model
+        blocks: list[Block] = []
+        pending: FloatArray | None = None
+        # From the last block to the first: a constant travels until it meets a branch with a bias.
+        for block in reversed(model.blocks):
+            mlp, pending = _absorb_mlp(block.mlp, pending)
+            attention, pending = _absorb_attention(block.attention, pending)
+            blocks.append(replace(block, attention=attention, mlp=mlp))
+        model = replace(model, blocks=tuple(reversed(blocks)))
+        if pending is None:
+            return model
+        return replace(model, embedding=_absorb_embedding(model, pending))
+
+
+def _absorb_mlp(branch: Mlp | Constant | None, pending: FloatArray | None) -> tuple[Mlp | None, FloatArray | None]:
+    if isinstance(branch, Constant):
+        return None, _sum(branch.vector, pending)
+    if branch is None or pending is None:
+        return branch, pending
+    _require_unit_scale(branch.residual_scale)
+    return replace(branch, down=Linear(branch.down.weight, _sum(pending, branch.down.bias))), None
+
+
+def _absorb_attention(
+    branch: Attention | Constant | None, pending: FloatArray | None
+) -> tuple[Attention | None, FloatArray | None]:
+    if isinstance(branch, Constant):
+        return None, _sum(branch.vector, pending)
+    if branch is None or pending is None:
+        return branch, pending
+    _require_unit_scale(branch.residual_scale)
+    return replace(branch, output_bias=_sum(pending, branch.output_bias)), None
+
+
+def _absorb_embedding(model: Model, pending: FloatArray) -> Embedding:
+    embedding = model.embedding
+    patches = embedded_rows(model) - model.prefix
+    position = (
+        np.tile(pending, (patches, 1)) if embedding.patch_position is None else embedding.patch_position + pending
+    )
+    return replace(embedding, prefix=embedding.prefix + pending, patch_position=position)
+
+
+def _sum(first: FloatArray, second: FloatArray | None) -> FloatArray:
+    return first if second is None else first + second
+
+
+def _require_unit_scale(scale: float) -> None:
+    if scale != 1.0:
+        raise PassError("FoldConstants", f"a branch has the residual scale {scale}", "run FoldScales first")

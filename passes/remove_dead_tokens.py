@@ -1,0 +1,105 @@
+"""Remove rows of the stream that nobody reads: backward liveness over token positions.
+
+A row is needed after a block if the next block's attention sees it (as a key), if it is needed after that block, or if
+the classifier reads it. Going backwards from the classifier,
+
+    needed before block l  =  needed after block l  united with  the rows that attention l sees
+
+A row needed before the attention of block l but not after it is a key there and no query: `live` cuts it. A row that block
+0 does not need is never embedded: its patch is dropped before the patch embedding.
+
+Exact: no value that reaches the classifier changes. In the last block only the classifier's rows keep a query, an output
+projection and an FFN. Refuses nothing; token masks count as sight of every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from slimc.ir import Attention, Block, BoolArray, Embedding, IndexArray, Mlp, Model, block_rows, embedded_rows
+
+Branch = TypeVar("Branch", Attention, Mlp)
+
+
+@dataclass(frozen=True)
+class RemoveDeadTokens:
+    """Cut every row of the stream where its last reader is."""
+
+    def __call__(self, model: Model) -> Model:
+        """`model` without dead rows; the same object where every row is read."""
+        rows = block_rows(model)
+        needed = np.zeros(rows[-1].leaving if rows else embedded_rows(model), bool)
+        needed[list(model.classifier.rows)] = True
+        after = [needed]
+        for block, count in zip(reversed(model.blocks), reversed(rows), strict=True):
+            after.append(_needed_before(block, after[-1], count.entering))
+        after.reverse()
+        if all(mask.all() for mask in after):
+            return model
+        return _cut(model, after)
+
+
+def _needed_before(block: Block, needed_after: BoolArray, entering: int) -> np.ndarray:
+    needed = np.zeros(entering, bool)
+    needed[_live(block, entering)[needed_after]] = True
+    if isinstance(block.attention, Attention):
+        needed[slice(None) if block.attention.rows is None else block.attention.rows] = True
+    return needed
+
+
+def _live(block: Block, entering: int) -> IndexArray:
+    return np.arange(entering) if block.live is None else block.live
+
+
+def _cut(model: Model, needed: list[BoolArray]) -> Model:
+    """`model` with only the rows that `needed` marks before each block and after the last."""
+    blocks = []
+    for block, before, after in zip(model.blocks, needed[:-1], needed[1:], strict=True):
+        live = _live(block, len(before))[after]
+        attention, mlp = block.attention, block.mlp
+        if isinstance(attention, Attention):
+            attention = _restrict(attention, before)
+        if isinstance(mlp, Mlp):
+            mlp = _restrict(mlp, after)
+        renumbered = _renumber(live, before)
+        identity = len(renumbered) == before.sum() and (renumbered == np.arange(len(renumbered))).all()
+        blocks.append(Block(block.name, attention, mlp, None if identity else renumbered))
+    rows = tuple(int(row) for row in _renumber(np.array(model.classifier.rows, np.int64), needed[-1]))
+    classifier = replace(model.classifier, rows=rows)
+    return replace(model, embedding=_embedding(model, needed[0]), blocks=tuple(blocks), classifier=classifier)
+
+
+def _restrict(branch: Branch, kept: BoolArray) -> Branch:
+    """The branch with its row set and token mask over the rows that are kept."""
+    rows = branch.rows
+    if rows is not None:
+        rows = _renumber(rows[kept[rows]], kept)
+        if len(rows) == kept.sum() and (rows == np.arange(len(rows))).all():
+            rows = None
+    token_mask = None if branch.token_mask is None else branch.token_mask[kept]
+    return replace(branch, rows=rows, token_mask=token_mask)
+
+
+def _renumber(rows: IndexArray, kept: BoolArray) -> IndexArray:
+    numbers: IndexArray = np.cumsum(kept)[rows] - 1
+    return numbers
+
+
+def _embedding(model: Model, needed: BoolArray) -> Embedding:
+    """The embedding of the needed rows."""
+    embedding = model.embedding
+    prefix, patches = needed[: model.prefix], needed[model.prefix :]
+    if needed.all():
+        return embedding
+    positions = embedding.patch.patches
+    positions = np.arange(len(patches)) if positions is None else positions
+    whole = patches.all() and embedding.patch.patches is None
+    return Embedding(
+        patch=replace(embedding.patch, patches=None if whole else positions[patches]),
+        prefix=embedding.prefix[prefix],
+        prefix_position=None if embedding.prefix_position is None else embedding.prefix_position[prefix],
+        patch_position=None if embedding.patch_position is None else embedding.patch_position[patches],
+    )

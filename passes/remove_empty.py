@@ -1,0 +1,69 @@
+"""Remove heads that lost every channel, and branches that became constant.
+
+    head with d_v = 0                          adds nothing: gone (with d_qk = 0 alone it still averages: kept)
+    attention without heads, or without keys   adds output_bias to every row: a Constant
+    FFN without hidden units                   adds down.bias to every row: a Constant
+    FFN that computes no row                   adds down(gelu(up.bias)) to every row: a Constant
+    a Constant of zeros                        gone
+
+Exact. Attention without keys has ghosts only (validation): zero values, so only the bias is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from slimc.interpret import apply, gelu
+from slimc.ir import Attention, Block, Constant, FloatArray, Mlp, Model
+from slimc.passes.rewrite import AttentionBranch, MlpBranch, map_branches, with_blocks
+
+
+@dataclass(frozen=True)
+class RemoveEmptyBranches:
+    """Drop empty heads; make branches without work constants, and drop constants of zeros."""
+
+    def __call__(self, model: Model) -> Model:
+        """`model` without empty heads and branches; the same object where there is none."""
+        model = map_branches(model, attention=_attention, mlp=_mlp)
+        return with_blocks(model, tuple(_without_zeros(block) for block in model.blocks))
+
+
+def _attention(attention: Attention) -> AttentionBranch:
+    heads = tuple(head for head in attention.heads if head.value.weight.shape[0] > 0)
+    if not heads or (attention.rows is not None and len(attention.rows) == 0):
+        return _constant(attention.output_bias, attention.norm.weight, attention.residual_scale)
+    return attention if len(heads) == len(attention.heads) else replace(attention, heads=heads)
+
+
+def _mlp(mlp: Mlp) -> MlpBranch:
+    if mlp.up.weight.shape[0] == 0:
+        return _constant(mlp.down.bias, mlp.norm.weight, mlp.residual_scale)
+    if mlp.rows is not None and len(mlp.rows) == 0:
+        return _constant(idle_output(mlp), mlp.norm.weight, 1.0)
+    return mlp
+
+
+def idle_output(mlp: Mlp) -> FloatArray:
+    """What the FFN adds to a row that it does not compute [C]: its output for a zero normalised row."""
+    hidden = gelu(apply(mlp.up, np.zeros((1, mlp.up.weight.shape[1]))))
+    if mlp.mask is not None:
+        hidden = hidden * mlp.mask
+    return np.asarray(apply(mlp.down, hidden)[0] * mlp.residual_scale, mlp.down.weight.dtype)
+
+
+def _constant(bias: FloatArray | None, like: FloatArray, scale: float) -> Constant | None:
+    return None if bias is None else Constant(np.asarray(bias * scale, like.dtype))
+
+
+def _without_zeros(block: Block) -> Block:
+    attention = None if _is_zero(block.attention) else block.attention
+    mlp = None if _is_zero(block.mlp) else block.mlp
+    if attention is block.attention and mlp is block.mlp:
+        return block
+    return replace(block, attention=attention, mlp=mlp)
+
+
+def _is_zero(branch: AttentionBranch | MlpBranch) -> bool:
+    return isinstance(branch, Constant) and not branch.vector.any()

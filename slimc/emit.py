@@ -1,0 +1,159 @@
+"""From IR to ONNX: static shapes, names that follow the checkpoint, nothing but standard operators.
+
+The residual stream is a matrix [B * N, C], so that every linear layer is a Gemm with its bias inside; it becomes [B, N, C]
+only where rows are selected in a batch. Attention is MatMul, Softmax, MatMul over [B, H, N, d] for each group of heads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as oir
+
+from slimc import ir
+from slimc.emit_attention import emit_attention
+from slimc.graph import GraphBuilder, Value, dims
+from slimc.passes.remove_empty import idle_output
+from slimc.stream import Stream
+from slimc.target import Target
+
+# LayerNormalization came with opset 17: the oldest opset that says all a vision transformer needs, and so the one that
+# most runtimes read (ONNX Runtime >= 1.12, TensorRT >= 8.6, OpenVINO >= 2022.3).
+DEFAULT_OPSET = 17
+OPSETS = range(17, 24)
+_IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+
+
+def emit(model: ir.Model, target: Target, *, batch_size: int = 1, opset: int = DEFAULT_OPSET) -> oir.Model:
+    """The ONNX model of `model`: ``images`` [batch_size, 3, height, width] to ``logits`` [batch_size, classes], float32."""
+    graph = GraphBuilder(opset)
+    images = graph.input("images", (batch_size, 3, *model.image))
+    stream = _embed(graph, model, images)
+    for block in model.blocks:
+        stream = _block(graph, block, stream, target)
+    logits = _classify(graph, model.classifier, stream)
+    return oir.Model(graph.build([logits], "slimc"), ir_version=_IR_VERSIONS[opset], producer_name="slimc")
+
+
+def _embed(graph: GraphBuilder, model: ir.Model, images: Value) -> Stream:
+    embedding, batch = model.embedding, dims(images)[0]
+    patches = (
+        _all_patches(graph, model, images) if embedding.patch.patches is None else _some_patches(graph, model, images)
+    )
+    if embedding.patch_position is not None:
+        position = graph.parameter("pos_embed.patches", embedding.patch_position)
+        patches = graph.add(patches, position, "patch_embed.position")
+    prefix = graph.parameter("cls_token", embedding.prefix)
+    if embedding.prefix_position is not None:
+        prefix = graph.add(prefix, graph.parameter("pos_embed.prefix", embedding.prefix_position), "cls_token.position")
+    prefix = graph.reshape(prefix, (1, *dims(prefix)), "cls_token.rows")
+    if batch > 1:
+        shape = (batch, *dims(prefix)[1:])
+        prefix = graph.op(
+            "Expand", [prefix, graph.constant(np.array(shape, np.int64), "shape")], "cls_token.batch", shape
+        )
+    rows = graph.concat([prefix, patches], 1, "embed.rows")
+    matrix = graph.reshape(rows, (batch * dims(rows)[1], model.dim), "embed")
+    return Stream(matrix, batch)
+
+
+def _all_patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
+    """Every patch, by a convolution: [B, patches, C]."""
+    patch, (rows, columns), batch = model.embedding.patch, model.grid, dims(images)[0]
+    kernel = list(patch.weight.shape[2:])
+    inputs = [images, graph.parameter("patch_embed.proj.weight", patch.weight)]
+    if patch.bias is not None:
+        inputs.append(graph.parameter("patch_embed.proj.bias", patch.bias))
+    shape = (batch, model.dim, rows, columns)
+    grid = graph.op("Conv", inputs, "patch_embed.proj", shape, {"kernel_shape": kernel, "strides": kernel})
+    flat = graph.reshape(grid, (batch, model.dim, rows * columns), "patch_embed.flat")
+    return graph.transpose(flat, (0, 2, 1), "patch_embed.rows")
+
+
+def _some_patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
+    """The patches that are read, cut out before they are embedded: [B, patches, C]."""
+    patch, (rows, columns), batch = model.embedding.patch, model.grid, dims(images)[0]
+    assert patch.patches is not None
+    channels, height, width = patch.weight.shape[1:]
+    grid = graph.reshape(images, (batch, channels, rows, height, columns, width), "patch_embed.grid")
+    cells = graph.transpose(grid, (0, 2, 4, 1, 3, 5), "patch_embed.cells")
+    pixels = graph.reshape(cells, (batch, rows * columns, channels * height * width), "patch_embed.pixels")
+    kept = graph.take(pixels, patch.patches, 1, "patch_embed.kept")
+    count = dims(kept)[1]
+    weight = graph.parameter("patch_embed.proj.weight", patch.weight.reshape(model.dim, -1))
+    bias = None if patch.bias is None else graph.parameter("patch_embed.proj.bias", patch.bias)
+    matrix = graph.reshape(kept, (batch * count, dims(kept)[2]), "patch_embed.matrix")
+    embedded = graph.gemm(matrix, weight, bias, "patch_embed.proj")
+    return graph.reshape(embedded, (batch, count, model.dim), "patch_embed.rows")
+
+
+def _block(graph: GraphBuilder, block: ir.Block, stream: Stream, target: Target) -> Stream:
+    entering, name = stream, block.name
+    live = np.arange(stream.rows) if block.live is None else block.live
+    stream = entering.take(graph, live, f"{name}.live")
+    if isinstance(block.attention, ir.Attention):
+        branch = emit_attention(graph, block.attention, entering, live, name, target)
+        stream = stream.replace(graph.add(stream.matrix, branch, f"{name}.attn.residual"))
+    elif isinstance(block.attention, ir.Constant):
+        bias = graph.parameter(f"{name}.attn.proj.bias", block.attention.vector)
+        stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.attn.residual"))
+    if isinstance(block.mlp, ir.Mlp):
+        stream = _mlp(graph, block.mlp, stream, name)
+    elif isinstance(block.mlp, ir.Constant):
+        bias = graph.parameter(f"{name}.mlp.fc2.bias", block.mlp.vector)
+        stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.mlp.residual"))
+    return stream
+
+
+def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str) -> Stream:
+    name = f"{block}.mlp"
+    everything = np.arange(stream.rows)
+    rows = everything if mlp.rows is None else mlp.rows
+    seen = stream.take(graph, rows, f"{name}.rows")
+    n = graph.layer_norm(seen.matrix, mlp.norm, f"{block}.norm2", f"{block}.norm2")
+    if mlp.token_mask is not None:
+        n = graph.mul(n, seen.column(graph, mlp.token_mask), f"{block}.norm2.mask")
+    hidden = graph.gelu(_linear(graph, mlp.up, n, f"{name}.fc1"), f"{name}.act")
+    if mlp.mask is not None:
+        hidden = graph.mul(hidden, graph.constant(mlp.mask.astype(np.float32), "mask"), f"{name}.mask")
+    branch = _linear(graph, mlp.down, hidden, f"{name}.fc2")
+    if mlp.residual_scale != 1.0:
+        branch = graph.scale(branch, mlp.residual_scale, f"{name}.scale")
+    summed = seen.replace(graph.add(seen.matrix, branch, f"{name}.residual"))
+    if len(rows) == stream.rows:
+        return summed
+    idle = stream.take(graph, np.setdiff1d(everything, rows), f"{name}.idle")
+    constant = graph.parameter(f"{name}.idle.bias", idle_output(mlp))
+    idle = idle.replace(graph.add(idle.matrix, constant, f"{name}.idle.residual"))
+    return Stream.merge(graph, [(idle, np.setdiff1d(everything, rows)), (summed, rows)], f"{name}.merged")
+
+
+def _linear(graph: GraphBuilder, linear: ir.Linear, x: Value, name: str) -> Value:
+    weight = graph.parameter(f"{name}.weight", linear.weight)
+    bias = None if linear.bias is None else graph.parameter(f"{name}.bias", linear.bias)
+    return graph.gemm(x, weight, bias, name)
+
+
+def _classify(graph: GraphBuilder, classifier: ir.Classifier, stream: Stream) -> Value:
+    plain = len(classifier.heads) == 1 and classifier.scale == 1.0
+    norm: tuple[Value, Value] | None = None
+    total: Value | None = None
+    for i, (row, head) in enumerate(zip(classifier.rows, classifier.heads, strict=True)):
+        name = ("head", "head_dist")[i]
+        features = stream.take(graph, np.array([row]), f"{name}.row").matrix
+        if norm is None:
+            norm = (
+                graph.parameter("norm.weight", classifier.norm.weight),
+                graph.parameter("norm.bias", classifier.norm.bias),
+            )
+        attributes = {"axis": -1, "epsilon": classifier.norm.eps}
+        features = graph.op("LayerNormalization", [features, *norm], f"{name}.norm", dims(features), attributes)
+        if classifier.pre_logits is not None:
+            hidden = _linear(graph, classifier.pre_logits, features, "pre_logits.fc")
+            features = graph.op("Tanh", [hidden], "pre_logits", dims(hidden))
+        weight = graph.parameter(f"{name}.weight", head.weight)
+        bias = None if head.bias is None else graph.parameter(f"{name}.bias", head.bias)
+        logits = graph.gemm(features, weight, bias, "logits" if plain else name)
+        last = i == len(classifier.heads) - 1 and classifier.scale == 1.0
+        total = logits if total is None else graph.add(total, logits, "logits" if last else "head.sum")
+    assert total is not None
+    return total if classifier.scale == 1.0 else graph.scale(total, classifier.scale, "logits")

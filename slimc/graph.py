@@ -1,0 +1,179 @@
+"""Building ONNX graphs: one method an operator, each of which knows the static shape it yields.
+
+Every float initializer is a parameter of the network, under the name it has in the checkpoint; everything else that is
+constant (masks, shapes, ghost rows) is a Constant node. So parameters can be counted in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as oir
+
+from slimc.errors import InternalError
+from slimc.ir import LayerNorm
+
+Value = oir.Value
+
+
+class GraphBuilder:
+    """An ONNX graph under construction, float32, opset `opset`."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.inputs: list[Value] = []
+        self._nodes: list[oir.Node] = []
+        self._initializers: list[Value] = []
+        self._names: set[str] = set()
+        self._constants: dict[tuple[object, ...], Value] = {}
+
+    def input(self, name: str, shape: Sequence[int]) -> Value:
+        """A float32 graph input."""
+        value = self._value(name, shape, oir.DataType.FLOAT)
+        self.inputs.append(value)
+        return value
+
+    def parameter(self, name: str, array: npt.NDArray[Any]) -> Value:
+        """An initializer holding `array` as float32."""
+        array = np.ascontiguousarray(array, np.float32)
+        value = self._value(name, array.shape, oir.DataType.FLOAT)
+        value.const_value = oir.tensor(array, name=name)
+        self._initializers.append(value)
+        return value
+
+    def constant(self, array: npt.NDArray[Any], name: str = "const") -> Value:
+        """A Constant node holding `array`; equal constants are one node."""
+        array = np.ascontiguousarray(array)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            unique = f"{name}.{len(self._constants)}"
+            attributes = {"value": oir.tensor(array, name=unique)}
+            dtype = oir.DataType.from_numpy(array.dtype)
+            self._constants[key] = self.op("Constant", [], unique, array.shape, attributes, dtype=dtype)
+        return self._constants[key]
+
+    def op(
+        self,
+        kind: str,
+        inputs: Sequence[Value | None],
+        name: str,
+        shape: Sequence[int],
+        attributes: dict[str, Any] | None = None,
+        dtype: oir.DataType = oir.DataType.FLOAT,
+    ) -> Value:
+        """One node with one output called `name` of the given shape."""
+        output = self._value(name, shape, dtype)
+        self._nodes.append(oir.node(kind, inputs, attributes, outputs=[output], name=name))
+        return output
+
+    def _value(self, name: str, shape: Sequence[int], dtype: oir.DataType) -> Value:
+        if name in self._names:
+            raise InternalError(f"two values of the graph are called {name}")
+        self._names.add(name)
+        return oir.Value(name=name, shape=oir.Shape(shape), type=oir.TensorType(dtype))
+
+    def build(self, outputs: Sequence[Value], name: str) -> oir.Graph:
+        """The finished graph."""
+        return oir.Graph(
+            self.inputs,
+            outputs,
+            nodes=self._nodes,
+            initializers=self._initializers,
+            opset_imports={"": self.opset},
+            name=name,
+        )
+
+    def gemm(self, x: Value, weight: Value, bias: Value | None, name: str) -> Value:
+        """X weight^T + bias: x [rows, in], weight [out, in], bias [out]."""
+        shape = (dims(x)[0], dims(weight)[0])
+        inputs = [x, weight] if bias is None else [x, weight, bias]
+        return self.op("Gemm", inputs, name, shape, {"transB": 1})
+
+    def matmul(self, a: Value, b: Value, name: str) -> Value:
+        """A b over the last two axes; the leading axes are equal."""
+        return self.op("MatMul", [a, b], name, (*dims(a)[:-1], dims(b)[-1]))
+
+    def add(self, a: Value, b: Value, name: str) -> Value:
+        """A + b."""
+        return self.op("Add", [a, b], name, np.broadcast_shapes(dims(a), dims(b)))
+
+    def mul(self, a: Value, b: Value, name: str) -> Value:
+        """A * b."""
+        return self.op("Mul", [a, b], name, np.broadcast_shapes(dims(a), dims(b)))
+
+    def scale(self, a: Value, factor: float, name: str) -> Value:
+        """A times a number."""
+        return self.mul(a, self.constant(np.float32(factor)), name)
+
+    def reshape(self, x: Value, shape: Sequence[int], name: str) -> Value:
+        """`x` with another shape; `x` itself where it has that shape."""
+        if dims(x) == tuple(shape):
+            return x
+        return self.op("Reshape", [x, self.constant(np.array(shape, np.int64), "shape")], name, shape)
+
+    def transpose(self, x: Value, axes: Sequence[int], name: str) -> Value:
+        """`x` with its axes permuted."""
+        return self.op("Transpose", [x], name, [dims(x)[axis] for axis in axes], {"perm": list(axes)})
+
+    def concat(self, parts: Sequence[Value], axis: int, name: str) -> Value:
+        """`parts` joined along `axis`; the only part itself where there is one."""
+        if len(parts) == 1:
+            return parts[0]
+        shape = list(dims(parts[0]))
+        shape[axis] = sum(dims(part)[axis] for part in parts)
+        return self.op("Concat", parts, name, shape, {"axis": axis})
+
+    def split(self, x: Value, sizes: Sequence[int], axis: int, names: Sequence[str]) -> list[Value]:
+        """`x` cut along `axis` into pieces of the given sizes."""
+        if len(sizes) == 1:
+            return [x]
+        shape = dims(x)
+        outputs = [
+            self._value(name, (*shape[:axis], size, *shape[axis + 1 :]), oir.DataType.FLOAT)
+            for name, size in zip(names, sizes, strict=True)
+        ]
+        inputs = [x, self.constant(np.array(sizes, np.int64), "split")]
+        node = oir.node("Split", inputs, {"axis": axis}, outputs=outputs, name=f"{names[0]}.split")
+        self._nodes.append(node)
+        return outputs
+
+    def take(self, x: Value, indices: npt.NDArray[np.int64], axis: int, name: str) -> Value:
+        """Rows of `x` along `axis`: a Slice where the indices are consecutive, else a Gather; `x` itself for all."""
+        count = len(indices)
+        shape = (*dims(x)[:axis], count, *dims(x)[axis + 1 :])
+        first = int(indices[0])
+        if not np.array_equal(indices, np.arange(first, first + count)):
+            return self.op("Gather", [x, self.constant(indices, "indices")], name, shape, {"axis": axis})
+        if count == dims(x)[axis]:
+            return x
+        bounds = [self.constant(np.array([n], np.int64), "slice") for n in (first, first + count, axis)]
+        return self.op("Slice", [x, *bounds], name, shape)
+
+    def softmax(self, x: Value, name: str) -> Value:
+        """Softmax over the last axis."""
+        return self.op("Softmax", [x], name, dims(x), {"axis": -1})
+
+    def layer_norm(self, x: Value, norm: LayerNorm, module: str, name: str) -> Value:
+        """LayerNormalization over the last axis with the parameters of `module`."""
+        weight = self.parameter(f"{module}.weight", norm.weight)
+        bias = self.parameter(f"{module}.bias", norm.bias)
+        return self.op("LayerNormalization", [x, weight, bias], name, dims(x), {"axis": -1, "epsilon": norm.eps})
+
+    def gelu(self, x: Value, name: str) -> Value:
+        """Exact GELU: the operator from opset 20 on, before that the chain that runtimes recognise."""
+        if self.opset >= 20:
+            return self.op("Gelu", [x], name, dims(x))
+        ratio = self.op("Div", [x, self.constant(np.float32(math.sqrt(2)))], f"{name}.div", dims(x))
+        erf = self.op("Erf", [ratio], f"{name}.erf", dims(x))
+        one_more = self.add(erf, self.constant(np.float32(1)), f"{name}.add")
+        return self.scale(self.mul(x, one_more, f"{name}.mul"), 0.5, name)
+
+
+def dims(value: Value) -> tuple[int, ...]:
+    """The static shape of `value`."""
+    assert value.shape is not None
+    return tuple(int(axis) for axis in value.shape)  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+"""The order in which passes run, and running them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from slimc import ir
+from slimc.errors import PassError
+from slimc.interpret import interpret
+from slimc.passes.fold_biases import FoldBiases
+from slimc.passes.fold_constants import FoldConstants
+from slimc.passes.fold_scales import FoldScales
+from slimc.passes.order_tokens import OrderTokens
+from slimc.passes.pack_heads import PackHeads
+from slimc.passes.remove_channels import RemoveMaskedChannels
+from slimc.passes.remove_dead_tokens import RemoveDeadTokens
+from slimc.passes.remove_empty import RemoveEmptyBranches
+from slimc.passes.remove_hidden import RemoveMaskedHidden
+from slimc.passes.remove_positions import RemoveMaskedPositions
+from slimc.passes.rewrite import Pass
+from slimc.target import Target
+from slimc.validate import validate
+
+CHECK_TOLERANCE = 1e-9
+
+
+def passes_for(target: Target) -> tuple[Pass, ...]:
+    """The passes that make a searched model slim."""
+    return (
+        # Channels first: every later pass has less to move, and biases count only after their mask.
+        RemoveMaskedChannels(),
+        RemoveMaskedHidden(),
+        FoldScales(),
+        # Before positions: ghosts stand for keys and values of zero.
+        FoldBiases(),
+        RemoveMaskedPositions(),
+        # After positions: a branch may have lost its last key. Before liveness: an empty attention reads no row.
+        RemoveEmptyBranches(),
+        RemoveDeadTokens(),
+        # Again after liveness: where only masked rows live on, an FFN computes no row.
+        RemoveEmptyBranches(),
+        # After FoldBiases, which makes room in the position embeddings.
+        FoldConstants(),
+        # After liveness, which says how long a token lives.
+        OrderTokens(),
+        # Last: the cost of a group depends on how many rows are left.
+        PackHeads(target),
+    )
+
+
+def compile_model(model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
+    """Run `passes` over `model`, validating after each.
+
+    Raises:
+        ValidationError, PassError: a defect of a pass, which is named.
+    """
+    validate(model)
+    for step in passes:
+        model = _run(step, model)
+    return model
+
+
+def check_passes(model: ir.Model, passes: Sequence[Pass], images: ir.FloatArray) -> dict[str, float]:
+    """Run `passes` over `model` in float64 and compare what it means after each with what it meant at first.
+
+    Returns:
+        The largest difference of any logit after each pass, by the pass's name.
+
+    Raises:
+        PassError: a pass changed a logit by more than 1e-9 of their scale.
+    """
+    model = ir.to_float64(model)
+    expected = interpret(model, images)
+    limit = CHECK_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    errors: dict[str, float] = {}
+    for step in passes:
+        rewritten = _run(step, model)
+        error = 0.0 if rewritten is model else float(np.abs(interpret(rewritten, images) - expected).max())
+        name = type(step).__name__
+        if not error <= limit:
+            raise PassError(name, f"changed the logits by {error:.3g}, more than {limit:.3g}")
+        errors[name], model = error, rewritten
+    return errors
+
+
+def _run(step: Pass, model: ir.Model) -> ir.Model:
+    try:
+        model = step(model)
+        validate(model)
+    except Exception as error:
+        error.add_note(f"in the pass {type(step).__name__}") if hasattr(error, "add_note") else None
+        raise
+    return model
