@@ -1,0 +1,125 @@
+"""ONNX Runtime: the CPU by default, a GPU through its CUDA or TensorRT execution provider."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from slimc.backends.base import Array, TensorSpec, Timer, Timing
+from slimc.errors import MissingError, ModelFileError
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+@dataclass(frozen=True, eq=False)
+class OrtSession:
+    """An ONNX model in ONNX Runtime."""
+
+    backend: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    provider: Provider
+    _session: Any
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once on host arrays."""
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+    def timer(self, feeds: Mapping[str, Array]) -> Timer:
+        """Wall-clock time of one run; inputs and outputs stay on the device."""
+        import onnxruntime
+
+        device = "cpu" if self.provider == "cpu" else "cuda"
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
+        for spec in self.outputs:
+            binding.bind_output(spec.name, device, 0)
+
+        def once() -> Timing:
+            start = time.perf_counter()
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            return Timing(time.perf_counter() - start)
+
+        return once
+
+
+def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None) -> OrtSession:
+    """Load the ONNX model at `path`.
+
+    Args:
+        path: the model; external data lie beside it.
+        provider: what runs it.
+        threads: threads inside an operator; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        MissingError: onnxruntime or the provider is not on this machine.
+        ModelFileError: the file is no model that ONNX Runtime can load.
+    """
+    onnxruntime = _library(provider)
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such ONNX model")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what matters is raised
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = [_PROVIDERS[name] for name in _chain(provider)]
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # its exceptions share no base below Exception
+        raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {_reason(error)}") from None
+    if _PROVIDERS[provider] not in session.get_providers():
+        raise MissingError(
+            f"onnxruntime: {_PROVIDERS[provider]} is there but does not start; is there a GPU and its driver?"
+        )
+    return OrtSession(
+        backend=f"onnxruntime {onnxruntime.__version__} {provider}",
+        inputs=tuple(_spec(path, node) for node in session.get_inputs()),
+        outputs=tuple(_spec(path, node) for node in session.get_outputs()),
+        provider=provider,
+        _session=session,
+    )
+
+
+def _chain(provider: Provider) -> tuple[Provider, ...]:
+    """Providers in falling order of preference: TensorRT leaves to CUDA what it cannot run, CUDA to the CPU."""
+    order: tuple[Provider, ...] = ("tensorrt", "cuda", "cpu")
+    return order[order.index(provider) :]
+
+
+def _library(provider: Provider) -> Any:  # noqa: ANN401 - a module without types
+    extra = "cpu" if provider == "cpu" else "gpu"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingError(f"onnxruntime cannot be imported ({error}); pip install 'slimc[{extra}]'") from None
+    if _PROVIDERS[provider] not in onnxruntime.get_available_providers():
+        raise MissingError(f"this onnxruntime has no {_PROVIDERS[provider]}; pip install 'slimc[{extra}]'")
+    return onnxruntime
+
+
+def _spec(path: Path, node: Any) -> TensorSpec:  # noqa: ANN401 - onnxruntime has no types
+    if not all(isinstance(size, int) for size in node.shape):
+        raise ModelFileError(
+            f"{path}: {node.name} has the dynamic shape {node.shape}; expected a model that slimc wrote"
+        )
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    return TensorSpec(node.name, tuple(node.shape), _numpy_name(_DTYPES.get(kind, kind)))
+
+
+def _numpy_name(kind: str) -> str:
+    return kind if kind == "bfloat16" else np.dtype(kind).name
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
