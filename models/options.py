@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slimc import ir
 from slimc.errors import OptionError
+from slimc.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import torch
 
 Variant = Literal["slim", "masked", "dense"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -34,14 +32,6 @@ class ModelOptions:
         given = [f.name for f in fields(self) if f.name in names and getattr(self, f.name) is not None]
         if given:
             raise OptionError(f"--{given[0].replace('_', '-')}: {system} checkpoints have no such setting")
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images become the network's input: resize, centre crop, (pixel / 255 - mean) / std."""
-
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
 
 
 @dataclass(frozen=True)

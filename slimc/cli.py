@@ -6,15 +6,19 @@ Exit codes: 0 done; 1 outputs do not match; 2 bad usage or bad input; 3 somethin
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from slimc import __version__
 from slimc.commands import export
 from slimc.errors import InternalError, SlimcError
+
+# What typer raises for bad usage; it does not export the class.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="slimc",
@@ -45,18 +49,22 @@ def _root(
 
 def main() -> None:
     """Entry point of the `slimc` command."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run())
 
 
 def run() -> int:
     """Run the command line and return its exit code."""
     try:
-        app()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 2
-    except KeyboardInterrupt:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         return 130
+    except _UsageError as error:
+        from slimc.console import print_error
+
+        print_error(f"{error.format_message()} (see --help)")
+        return 2
     except InternalError as error:
         traceback.print_exc()
         return error.exit_code
@@ -68,4 +76,9 @@ def run() -> int:
     except Exception:
         traceback.print_exc()
         return SlimcError.exit_code
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    """End by an exception, so that temporary files are removed."""
+    raise SystemExit(143)

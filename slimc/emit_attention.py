@@ -107,9 +107,15 @@ def _fused(
 
 def _gemm(graph: GraphBuilder, linears: Sequence[ir.Linear], rows: Stream, name: str) -> Value:
     weight = graph.parameter(f"{name}.weight", np.concatenate([linear.weight for linear in linears]))
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    bias = graph.parameter(f"{name}.bias", np.concatenate(biases)) if biases else None
+    bias = None
+    if any(linear.bias is not None for linear in linears):
+        bias = graph.parameter(f"{name}.bias", np.concatenate([bias_of(linear) for linear in linears]))
     return graph.gemm(rows.matrix, weight, bias, name)
+
+
+def bias_of(linear: ir.Linear) -> ir.FloatArray:
+    """The bias of `linear`, zeros where it has none."""
+    return np.zeros(len(linear.weight), linear.weight.dtype) if linear.bias is None else linear.bias
 
 
 def _queries(
@@ -131,7 +137,7 @@ def _queries(
         parts.append((rows.replace(_gemm(graph, linears, rows, f"{name}.q")), positions[seen]))
     if not seen.all():
         blind = int((~seen).sum()) * normalised.batch
-        bias = np.concatenate([np.zeros(len(n.weight), np.float32) if n.bias is None else n.bias for n in linears])
+        bias = np.concatenate([bias_of(linear) for linear in linears])
         constant = graph.constant(np.tile(bias.astype(np.float32), (blind, 1)), f"{name}.q.blind")
         parts.append((normalised.replace(constant), positions[~seen]))
     whole = parts[0][0] if len(parts) == 1 else Stream.merge(graph, parts, f"{name}.q.merged")

@@ -47,7 +47,8 @@ def cut_patches(images: Float64, height: int, width: int) -> Float64:
     """Patches [B, patches, 3 * height * width] of `images`, row-major, channels first within a patch."""
     batch, channels, rows, columns = images.shape
     grid = images.reshape(batch, channels, rows // height, height, columns // width, width)
-    return grid.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * height * width)
+    cells: Float64 = grid.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * height * width)
+    return cells
 
 
 def run_block(block: Block, x: Float64) -> Float64:
@@ -85,7 +86,8 @@ def _attend_head(head: Head, n: Float64, keys: Any, scale: float, ghosts: int) -
     peak = np.maximum(scores.max(-1, keepdims=True, initial=-np.inf), 0.0 if ghosts else -np.inf)
     weights = np.exp(scores - peak)
     weights = weights / (weights.sum(-1, keepdims=True) + ghosts * np.exp(-peak))
-    return weights @ v[:, keys] @ head.output.astype(np.float64).T
+    branch: Float64 = weights @ v[:, keys] @ head.output.astype(np.float64).T
+    return branch
 
 
 def feed_forward(mlp: Mlp, x: Float64) -> Float64:
@@ -111,18 +113,20 @@ def normalise(norm: LayerNorm, x: Float64) -> Float64:
     """LayerNorm over the last axis."""
     centred = x - x.mean(-1, keepdims=True)
     variance = np.square(centred).mean(-1, keepdims=True)
-    return centred / np.sqrt(variance + norm.eps) * norm.weight.astype(np.float64) + norm.bias
+    scaled: Float64 = centred / np.sqrt(variance + norm.eps) * norm.weight.astype(np.float64)
+    return scaled + norm.bias
 
 
 def apply(linear: Linear, x: Float64) -> Float64:
     """`linear` over the last axis."""
-    y = x @ linear.weight.astype(np.float64).T
+    y: Float64 = x @ linear.weight.astype(np.float64).T
     return y if linear.bias is None else y + linear.bias
 
 
 def gelu(x: Float64) -> Float64:
-    """X * Phi(x), Phi the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415)."""
-    return x * 0.5 * (1.0 + _ERF(x / np.sqrt(2.0)).astype(np.float64))
+    """Exact GELU: x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    erf: Float64 = _ERF(x / np.sqrt(2.0)).astype(np.float64)
+    return x * 0.5 * (1.0 + erf)
 
 
 def _visible(n: Float64, mask: FloatArray | None, rows: Any | None) -> Float64:  # noqa: ANN401

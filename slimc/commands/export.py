@@ -1,0 +1,112 @@
+"""``slimc export``: a searched checkpoint becomes a small ONNX model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slimc.commands import options as opt
+
+if TYPE_CHECKING:
+    from slimc.console import Output
+    from slimc.export import ExportReport
+
+HELP = """Compile a searched checkpoint into a small, exact, static-shape ONNX model.
+
+Writes MODEL.onnx and MODEL.reference.npz (inputs with the PyTorch network's outputs) after comparing the two networks."""
+EXAMPLE = "Example: slimc export checkpoint.pth -o small.onnx --batch-size 1 --target cpu"
+
+
+def command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .pth, .pth.tar, .pt or .safetensors file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: CKPT with the suffix .onnx.")] = None,
+    budget: opt.Budget = None,
+    budget_attn: opt.BudgetAttn = None,
+    budget_mlp: opt.BudgetMlp = None,
+    budget_patch: opt.BudgetPatch = None,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch; the model's shapes are static.")] = 1,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Emit the network with every mask at one: a baseline.")
+    ] = False,
+    masked: Annotated[
+        bool, typer.Option("--masked", help="Emit the network with its masks as multiplications.")
+    ] = False,
+    opset: Annotated[int, typer.Option(help="ONNX opset, 17 to 23. 17 is read by the most runtimes.")] = 17,
+    target: opt.TargetName = "generic",
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with the PyTorch network.")] = True,
+    data: opt.Data = None,
+    check_passes: Annotated[
+        bool, typer.Option("--check-passes", help="Check every pass in float64, to 1e-9. Takes a while.")
+    ] = False,
+    ema: opt.Ema = None,
+    img_size: opt.ImgSize = None,
+    num_heads: opt.NumHeads = None,
+    qk_scale: opt.QkScale = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Compile CKPT."""
+    from slimc.console import Output
+    from slimc.errors import OptionError
+
+    if dense and masked:
+        raise OptionError("--dense and --masked: give one of them, or neither for the slim network")
+    budgets = opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch)
+    model_options = opt.model_options(budgets, img_size, num_heads, qk_scale)
+
+    from slimc.export import ExportOptions, export
+    from slimc.target import find_target
+
+    out = Output(json, quiet)
+    report = export(
+        checkpoint,
+        default_output(checkpoint) if output is None else output,
+        model_options,
+        ExportOptions(
+            variant="dense" if dense else "masked" if masked else "slim",
+            batch_size=batch_size,
+            opset=opset,
+            target=find_target(target),
+            verify=verify,
+            check_passes=check_passes,
+            data=data,
+        ),
+        ema=ema,
+        step=out.step,
+    )
+    out.result(report.to_json())
+    _print_report(out, report)
+
+
+def default_output(checkpoint: Path) -> Path:
+    """``checkpoint.onnx`` in the current directory for ``.../checkpoint.pth.tar``."""
+    name = checkpoint.name.removesuffix(".tar")
+    return Path(Path(name).with_suffix(".onnx").name)
+
+
+def _print_report(out: Output, report: ExportReport) -> None:
+    compiled = report.compiled
+    dense, slim = compiled.dense, compiled.slim
+    out.table(
+        "",
+        ("", "dense", "emitted", "ratio"),
+        [
+            ("parameters", f"{dense.params:,}", f"{slim.params:,}", f"{slim.params / dense.params:.3f}"),
+            ("MACs per image", f"{dense.macs:,}", f"{slim.macs:,}", f"{slim.macs / dense.macs:.3f}"),
+        ],
+    )
+    found = report.comparison
+    if found is not None:
+        out.print(
+            f"verified on {found.inputs} inputs: max abs {found.max_abs:.2e}, {found.max_rel:.2e} of the logits' spread "
+            f"(tolerance {found.tolerance:.0e}), cosine {found.cosine:.9f}, top-1 agreement {found.top1_agreement:.1%}, "
+            f"worst input {found.worst_input}"
+        )
+    if compiled.pass_errors is not None:
+        worst = max(compiled.pass_errors.values())
+        out.print(f"passes checked in float64: largest difference {worst:.2e}")
+    spent = ", ".join(f"{name} {seconds:.2f}" for name, seconds in report.seconds.items())
+    out.print(f"seconds: {spent}")
+    out.print(f"wrote {report.onnx} and {report.reference}")

@@ -1,0 +1,105 @@
+"""Multiply-accumulates and parameters of a model, as the emitted graph will have them.
+
+MACs are those of the Conv, Gemm and MatMul nodes for one image; parameters are the float initializers. Both are counted from
+the IR, so that they are known before anything is emitted; a test counts them again in the ONNX file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimc import ir
+from slimc.emit_attention import ghost_rows, head_groups
+from slimc.target import Target
+
+
+@dataclass(frozen=True)
+class Counts:
+    """MACs for one image, and parameters."""
+
+    macs: int
+    params: int
+
+
+def count(model: ir.Model, target: Target) -> Counts:
+    """MACs and parameters of `model` when emitted for `target`."""
+    return Counts(macs=count_macs(model, target), params=count_params(model))
+
+
+def count_macs(model: ir.Model, target: Target) -> int:
+    """MACs of `model` for one image."""
+    blocks = sum(block_macs(model, target))
+    return embedding_macs(model) + blocks + classifier_macs(model.classifier)
+
+
+def block_macs(model: ir.Model, target: Target) -> tuple[int, ...]:
+    """MACs of every block for one image."""
+    counts = []
+    for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
+        macs = 0
+        if isinstance(block.attention, ir.Attention):
+            live = np.arange(rows.entering) if block.live is None else block.live
+            macs += _attention_macs(block.attention, rows.entering, live, target)
+        if isinstance(block.mlp, ir.Mlp):
+            computed = rows.leaving if block.mlp.rows is None else len(block.mlp.rows)
+            macs += computed * (block.mlp.up.weight.size + block.mlp.down.weight.size)
+        counts.append(macs)
+    return tuple(counts)
+
+
+def embedding_macs(model: ir.Model) -> int:
+    """MACs of the patch embedding for one image."""
+    return (ir.embedded_rows(model) - model.prefix) * model.embedding.patch.weight.size
+
+
+def classifier_macs(classifier: ir.Classifier) -> int:
+    """MACs behind the last block for one image."""
+    macs = sum(head.weight.size for head in classifier.heads)
+    if classifier.pre_logits is not None:
+        macs += classifier.pre_logits.weight.size * len(classifier.rows)
+    return macs
+
+
+def _attention_macs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
+    keys = np.arange(entering) if attention.rows is None else attention.rows
+    columns = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
+    computed_queries = int(np.isin(live, keys).sum())
+    macs = 0
+    for group in head_groups(attention):
+        for head in group:
+            d_qk, d_v = head.query.weight.shape[0], head.value.weight.shape[0]
+            dim = head.query.weight.shape[1]
+            macs += dim * (computed_queries * d_qk + len(keys) * (d_qk + d_v) + len(live) * d_v)
+            macs += len(live) * columns * (d_qk + d_v)
+    return macs
+
+
+def count_params(model: ir.Model) -> int:
+    """Parameters of `model`: its arrays without masks, and the constant rows that a partial FFN adds."""
+    params = sum(array.size for array in ir.arrays(model))
+    for block in model.blocks:
+        if isinstance(block.attention, ir.Attention):
+            params -= _size(block.attention.token_mask) + sum(_size(head.mask) for head in block.attention.heads)
+        if isinstance(block.mlp, ir.Mlp):
+            params -= _size(block.mlp.token_mask) + _size(block.mlp.mask)
+            params += 0 if block.mlp.rows is None else model.dim
+    return params - _unused_queries(model)
+
+
+def _unused_queries(model: ir.Model) -> int:
+    """Query weights and biases of attentions in which every query is constant: its bias becomes a Constant node."""
+    unused = 0
+    for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
+        attention = block.attention
+        if not isinstance(attention, ir.Attention) or attention.rows is None:
+            continue
+        live = np.arange(rows.entering) if block.live is None else block.live
+        if not np.isin(live, attention.rows).any():
+            unused += sum(head.query.weight.size + _size(head.query.bias) for head in attention.heads)
+    return unused
+
+
+def _size(array: ir.FloatArray | None) -> int:
+    return 0 if array is None else int(array.size)

@@ -1,0 +1,287 @@
+"""The main job: a checkpoint becomes a small, verified ONNX model with a reference beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slimc import frontend, ir
+from slimc.backends import ort
+from slimc.backends.base import run_images
+from slimc.checkpoint import Checkpoint
+from slimc.compare import Comparison, compare
+from slimc.count import Counts, count
+from slimc.emit import DEFAULT_OPSET, OPSETS, emit
+from slimc.errors import MismatchError, OptionError
+from slimc.files import check_writable, replacing
+from slimc.images import image_files, load_images, seeded_images
+from slimc.metadata import Metadata, to_props
+from slimc.models.options import ModelOptions, SearchedModel, Variant
+from slimc.onnx_file import data_path, write_model
+from slimc.pipeline import check_passes, compile_model, passes_for
+from slimc.reference import Reference, reference_path, write_reference
+from slimc.structure import Structure, describe
+from slimc.target import Target
+
+TOLERANCE = 1e-4
+SEED = 0
+_INPUTS = 4
+_CHUNK = 4
+
+Step = Callable[[str], AbstractContextManager[None]]
+
+
+def silent(_text: str) -> AbstractContextManager[None]:
+    """A step that shows nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to compile and check. `tolerance` is a share of the logits' spread; `data` a folder of further images."""
+
+    variant: Variant = "slim"
+    batch_size: int = 1
+    opset: int = DEFAULT_OPSET
+    target: Target = field(default_factory=lambda: Target("generic"))
+    verify: bool = True
+    check_passes: bool = False
+    data: Path | None = None
+    tolerance: float = TOLERANCE
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A checkpoint compiled in memory: the model to emit, its structure and what was counted."""
+
+    checkpoint: Checkpoint
+    searched: SearchedModel
+    model: ir.Model
+    structure: Structure
+    dense: Counts
+    slim: Counts
+    pass_errors: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ExportReport:
+    """What `export` did; `comparison` is over all inputs, seeded and from the data folder."""
+
+    onnx: Path
+    reference: Path
+    compiled: Compiled
+    comparison: Comparison | None
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as the keys of ``--json``."""
+        compiled, found = self.compiled, self.comparison
+        result: dict[str, Any] = {
+            "onnx": str(self.onnx),
+            "reference": str(self.reference),
+            "system": compiled.searched.system,
+            **compiled.searched.settings,
+            "params": {"dense": compiled.dense.params, "slim": compiled.slim.params},
+            "macs": {"dense": compiled.dense.macs, "slim": compiled.slim.macs},
+            "verify": None if found is None else _verify_json(found),
+            "seconds": dict(self.seconds),
+        }
+        if compiled.pass_errors is not None:
+            result["passes"] = dict(compiled.pass_errors)
+        return result
+
+
+def _verify_json(found: Comparison) -> dict[str, Any]:
+    return {
+        "max_abs": found.max_abs,
+        "max_rel": found.max_rel,
+        "cosine": found.cosine,
+        "top1_agreement": found.top1_agreement,
+        "inputs": found.inputs,
+        "worst_input": found.worst_input,
+        "tolerance": found.tolerance,
+        "passed": found.passed,
+    }
+
+
+class _Stopwatch:
+    """Seconds by the name of the stage they were spent in."""
+
+    def __init__(self, step: Step) -> None:
+        self.seconds: dict[str, float] = {}
+        self._step = step
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str, text: str) -> Iterator[None]:
+        start = time.perf_counter()
+        with self._step(text):
+            yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def total(self) -> dict[str, float]:
+        return {**self.seconds, "total": time.perf_counter() - self._start}
+
+
+def check_options(options: ExportOptions) -> None:
+    """Find bad options before any work.
+
+    Raises:
+        OptionError: one of them cannot be used.
+    """
+    if options.batch_size < 1:
+        raise OptionError(f"--batch-size: {options.batch_size} images make no batch; expected at least 1")
+    if options.opset not in OPSETS:
+        raise OptionError(f"--opset: {options.opset} cannot be emitted; expected {OPSETS[0]} to {OPSETS[-1]}")
+
+
+def compile_checkpoint(
+    path: Path,
+    model_options: ModelOptions,
+    options: ExportOptions,
+    *,
+    ema: bool | None = None,
+    step: Step = silent,
+) -> tuple[Compiled, dict[str, float]]:
+    """Read and compile the checkpoint at `path`; also the seconds that loading and passes took."""
+    watch = _Stopwatch(step)
+    with watch.stage("load", f"reading {path.name}"):
+        checkpoint, searched = frontend.load(path, model_options, ema=ema)
+    with watch.stage("passes", "running the passes"):
+        model = _variant(searched, options)
+        dense = count(searched.dense, options.target)
+        compiled = Compiled(
+            checkpoint=checkpoint,
+            searched=searched,
+            model=model,
+            structure=describe(model, searched.masked, searched.dense, options.target),
+            dense=dense,
+            slim=count(model, options.target),
+        )
+    if options.check_passes:
+        with watch.stage("check_passes", "checking every pass in float64"):
+            images = seeded_images(1, searched.masked.image, SEED)
+            errors = check_passes(searched.masked, passes_for(options.target), images)
+            compiled = replace(compiled, pass_errors=errors)
+    return compiled, watch.seconds
+
+
+def _variant(searched: SearchedModel, options: ExportOptions) -> ir.Model:
+    if options.variant == "slim":
+        return compile_model(searched.masked, passes_for(options.target))
+    return compile_model(searched.masked if options.variant == "masked" else searched.dense, ())
+
+
+def export(
+    path: Path,
+    output: Path,
+    model_options: ModelOptions,
+    options: ExportOptions,
+    *,
+    ema: bool | None = None,
+    step: Step = silent,
+) -> ExportReport:
+    """Compile the checkpoint at `path` into the ONNX model `output` and its reference, verified.
+
+    Nothing is written unless everything succeeds. `step` shows what is going on while the body of its context runs.
+
+    Raises:
+        UserError: bad input, bad options or an output that cannot be written.
+        MismatchError: the ONNX model differs from the PyTorch network by more than the tolerance.
+        MissingError: ONNX Runtime is not installed and verification was asked for.
+    """
+    start = time.perf_counter()
+    check_options(options)
+    check_writable(output)
+    files = image_files(options.data) if options.data is not None else []
+    compiled, seconds = compile_checkpoint(path, model_options, options, ema=ema, step=step)
+    watch = _Stopwatch(step)
+    targets = (output, data_path(output), reference_path(output))
+    with replacing(*targets) as (onnx_temporary, _, reference_temporary):
+        with watch.stage("emit", f"writing {output.name}"):
+            write_onnx(compiled, options, onnx_temporary)
+        searched = compiled.searched
+        compiled = _without_weights(compiled)
+        with watch.stage("verify", "comparing with the PyTorch network"):
+            reference = make_reference(compiled.checkpoint, searched, options, files)
+            comparison = verify_file(onnx_temporary, reference, options, output) if options.verify else None
+            write_reference(reference_temporary, _seeded_part(reference, options))
+    total = {**seconds, **watch.seconds, "total": time.perf_counter() - start}
+    return ExportReport(output, reference_path(output), compiled, comparison, total)
+
+
+def _without_weights(compiled: Compiled) -> Compiled:
+    """`compiled` without the slim weights: they are on disk now, and verification needs the memory."""
+    return replace(compiled, model=replace(compiled.model, blocks=()))
+
+
+def write_onnx(compiled: Compiled, options: ExportOptions, path: Path) -> None:
+    """Emit the compiled model to `path`, with its metadata."""
+    model = emit(compiled.model, options.target, batch_size=options.batch_size, opset=options.opset)
+    searched = compiled.searched
+    metadata = Metadata(
+        source_sha256=compiled.checkpoint.sha256,
+        system=searched.system,
+        variant=options.variant,
+        target=options.target.name,
+        settings=searched.settings,
+        details=searched.details,
+        dense=compiled.dense,
+        slim=compiled.slim,
+        preprocessing=searched.preprocessing,
+        structure=compiled.structure,
+    )
+    model.metadata_props.update(to_props(metadata))
+    model.producer_version = metadata.version
+    write_model(model, path)
+
+
+def make_reference(
+    checkpoint: Checkpoint, searched: SearchedModel, options: ExportOptions, files: list[Path]
+) -> Reference:
+    """What the PyTorch network makes of seeded inputs and of the images in `files`."""
+    import torch
+
+    count_seeded = -(-_INPUTS // options.batch_size) * options.batch_size
+    images = seeded_images(count_seeded, searched.masked.image, SEED)
+    if files:
+        images = np.concatenate([images, load_images(files, searched.masked.image, searched.preprocessing)])
+    network = searched.network("dense" if options.variant == "dense" else "masked")
+    with torch.inference_mode():
+        chunks = [network(chunk).numpy() for chunk in torch.split(torch.from_numpy(images), _CHUNK)]
+    facts = {
+        "source_sha256": checkpoint.sha256,
+        "variant": options.variant,
+        "seed": SEED,
+        "seeded": count_seeded,
+        "tolerance": options.tolerance,
+    }
+    return Reference(images, np.concatenate(chunks), facts)
+
+
+def _seeded_part(reference: Reference, options: ExportOptions) -> Reference:  # noqa: ARG001
+    """The reference that is shipped: the seeded inputs only, which keeps it small."""
+    seeded = int(reference.facts["seeded"])
+    return Reference(reference.images[:seeded], reference.logits[:seeded], reference.facts)
+
+
+def verify_file(path: Path, reference: Reference, options: ExportOptions, output: Path) -> Comparison:
+    """Compare the ONNX model at `path`, which is to become `output`, with `reference` in ONNX Runtime.
+
+    Raises:
+        MismatchError: they differ by more than the tolerance.
+    """
+    session = ort.load(path)
+    found = compare(run_images(session, reference.images, str(output)), reference.logits, options.tolerance)
+    if not found.passed:
+        raise MismatchError(
+            f"{output}: not written: the ONNX model differs from the PyTorch network by {found.max_rel:.2e} of the logits' "
+            f"spread on input {found.worst_input}, more than {found.tolerance:.0e}"
+        )
+    return found

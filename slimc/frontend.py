@@ -1,0 +1,23 @@
+"""From a checkpoint file to a model that is understood: picks the front end of its system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slimc.checkpoint import Checkpoint, read_checkpoint
+from slimc.errors import CheckpointError
+from slimc.models.options import ModelOptions, SearchedModel
+
+
+def load(path: Path, options: ModelOptions, *, ema: bool | None = None) -> tuple[Checkpoint, SearchedModel]:
+    """Read the checkpoint at `path` and understand it.
+
+    Raises:
+        CheckpointError, BudgetError, OptionError: see `slimc.checkpoint` and the front ends.
+    """
+    checkpoint = read_checkpoint(path, ema=ema)
+    if checkpoint.system == "vit_slim":
+        from slimc.models import vit_slim
+
+        return checkpoint, vit_slim.load(checkpoint, options)
+    raise CheckpointError(f"{path}: {checkpoint.system} checkpoints cannot be compiled yet")

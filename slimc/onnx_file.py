@@ -1,0 +1,42 @@
+"""Writing an emitted model to disk, checked, with external data where protobuf's 2 GB end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as oir
+
+from slimc.errors import InternalError
+
+# Protobuf refuses messages of 2 GiB; the rest of the graph is far below the margin.
+_INLINE_LIMIT = 2**31 - 2**26
+
+
+def data_path(model: Path) -> Path:
+    """Where the external data of the model at `model` lie, if it has any."""
+    return model.with_name(f"{model.name}.data")
+
+
+def write_model(model: oir.Model, path: Path, *, inline_limit: int = _INLINE_LIMIT) -> None:
+    """Write `model` to `path`, its weights beside it when they exceed `inline_limit` bytes, and check what was written.
+
+    Raises:
+        InternalError: the ONNX checker or its shape inference refuses the file.
+    """
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    oir.save(model, path, external_data=data_path(path).name if size > inline_limit else None)
+    check_file(path)
+
+
+def check_file(path: Path) -> None:
+    """Run onnx.checker with full shape inference on the file at `path`.
+
+    Raises:
+        InternalError: it refuses the file.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InternalError(f"the emitted graph is not valid ONNX: {error}") from error
