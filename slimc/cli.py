@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from slimc import __version__
-from slimc.commands import export
+from slimc.commands import demo, export, inspect
 from slimc.errors import InternalError, SlimcError
 
 # What typer raises for bad usage; it does not export the class.
@@ -30,6 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.command)
+app.command("inspect", help=inspect.HELP, epilog=inspect.EXAMPLE)(inspect.command)
+app.command("demo", help=demo.HELP, epilog=demo.EXAMPLE)(demo.command)
 
 
 def _print_version(wanted: bool) -> None:
