@@ -1,7 +1,7 @@
 """ViT-Slim's masked network in PyTorch, trainable: the reference that everything else is measured against.
 
 The masks multiply, as in the paper; they are soft (raw zetas, tanh for patches) until `compress` fixes binary ones. State
-dict keys are those of the released checkpoints. Built from timm's patch embedding and MLP.
+dict keys are those of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, PatchEmbed
 from torch import Tensor, nn
 
+from slimc.models.modules import Mlp, PatchEmbed
 from slimc.models.vit_slim_masks import Masks
 
 
@@ -86,20 +86,19 @@ class MaskedAttention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))  # type: ignore[no-any-return]
 
 
-class MaskedMlp(Mlp):  # type: ignore[misc]
-    """timm's MLP with a mask on the hidden units, after the activation."""
+class MaskedMlp(Mlp):
+    """An MLP with a mask on the hidden units, after the activation."""
 
     mask: Tensor | None
 
     def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__(in_features=dim, hidden_features=hidden)
+        super().__init__(dim, hidden)
         self.zeta = nn.Parameter(torch.ones(1, 1, hidden))
         self.register_buffer("mask", None, persistent=False)
 
-    def forward(self, n: Tensor) -> Tensor:
-        """The branch [B, T, C] of masked normalised rows [B, T, C]."""
-        hidden = self.act(self.fc1(n)) * (self.zeta if self.mask is None else self.mask)
-        return self.fc2(hidden)  # type: ignore[no-any-return]
+    def hidden_mask(self) -> Tensor:
+        """The raw zetas until a binary mask is fixed."""
+        return self.zeta if self.mask is None else self.mask
 
 
 class MaskedBlock(nn.Module):
@@ -137,7 +136,7 @@ class MaskedVisionTransformer(nn.Module):
     def __init__(self, config: VitSlimConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbed(img_size=config.image, patch_size=config.patch, embed_dim=config.dim)
+        self.patch_embed = PatchEmbed(config.patch, config.dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if config.distilled else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.dim))
