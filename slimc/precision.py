@@ -1,0 +1,222 @@
+"""Half precision, written into the graph: a float32 ONNX model to a strongly typed float16 or bfloat16 one.
+
+TensorRT 11 and TensorRT-RTX take the types of a network as they stand and have no precision flags, so the choice is
+made here. Matrix products (Gemm, MatMul, Conv) and what merely moves their results or adds a bias are computed in half
+precision. The residual stream, LayerNormalization, Softmax, GELU, everything that takes a decision (TopK, comparisons)
+and the logits stay in float32, as does every operator not listed here. GELU does because 1 + erf(x) cancels: that costs
+no kernel, as it is computed where the product before it ends.
+
+A float32 value is cast where a product reads it; a product's result is cast back where it enters what must be float32.
+Both kinds of cast vanish in the neighbouring kernels of TensorRT.
+
+A weight that float16 cannot hold stays in float32, and its product with it: one with an entry beyond 65504, or one
+that loses more than `MAX_SUBNORMAL_LOSS` of its norm to entries below 2^-14, where float16 has fewer than 11
+significant bits. Convolutions stay in float32 for bfloat16, which Conv takes from opset 22 on only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from slimc.ir import FloatArray
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+MAX_SUBNORMAL_LOSS = 1e-3
+"""Share of a weight's norm; twice float16's ordinary rounding error of 2^-11, so that beyond it subnormals dominate."""
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+"""Largest difference from the reference, as a share of the logits' spread.
+
+float32: rounding of 2^-24 an operation, in the order that a back end likes, over the operations of a dozen blocks.
+float16: 2^-11 a product, some fifty products deep and independent, so about 2^-11 sqrt(50) = 0.35 % of the spread for
+one logit, and up to three times that for the worst of thousands. bfloat16 has three bits fewer: eight times as much.
+"""
+
+_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_MATRIX = frozenset({"Gemm", "MatMul", "Conv"})
+_LAYOUT = frozenset({
+    "Reshape", "Transpose", "Slice", "Gather", "GatherElements", "GatherND", "Split", "Concat", "Squeeze", "Unsqueeze",
+    "Expand", "Flatten", "Identity", "Pad",
+})  # fmt: skip
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Relu"})
+_FOLLOWERS = _LAYOUT | _ELEMENTWISE
+_EVERY_INPUT = _ELEMENTWISE | {"Concat"}
+_LARGEST_HALF = 65504.0
+_SMALLEST_NORMAL_HALF = 2.0**-14
+
+
+@dataclass(frozen=True)
+class KeptWeight:
+    """A weight that stays in float32, and why."""
+
+    name: str
+    reason: str
+
+
+def to_half(model: ir.Model, precision: Literal["fp16", "bf16"]) -> tuple[KeptWeight, ...]:
+    """Rewrite the float32 `model` in place; inputs and outputs keep their names and types.
+
+    Returns:
+        The weights that stay in float32.
+    """
+    conversion = _Conversion(_TYPES[precision], _float32_values(model.graph))
+    conversion.convert(model.graph)
+    _drop_unused(model.graph)
+    model.metadata_props["slimc.precision"] = precision
+    return tuple(conversion.kept.values())
+
+
+def unfit_for_half(weight: FloatArray) -> str | None:
+    """Why `weight` cannot be held in float16; none where it can."""
+    magnitude = np.abs(weight.astype(np.float64))
+    if weight.size == 0:
+        return None
+    if magnitude.max() > _LARGEST_HALF:
+        return f"its largest entry {magnitude.max():.3g} is beyond {_LARGEST_HALF:.0f}"
+    subnormal = np.where(magnitude < _SMALLEST_NORMAL_HALF, weight, 0.0)
+    norm = np.linalg.norm(magnitude)
+    loss = np.linalg.norm(subnormal - subnormal.astype(np.float16)) / norm if norm > 0 else 0.0
+    if loss > MAX_SUBNORMAL_LOSS:
+        return f"it loses {loss:.1%} of its norm to subnormals, more than {MAX_SUBNORMAL_LOSS:.1%}"
+    return None
+
+
+def _float32_values(graph: ir.Graph) -> set[ir.Value]:
+    """Values that must be float32: what an operator outside the lists reads, what a graph returns, and what these
+    are the sum, the product or a rearrangement of.
+    """
+    needed = {value for value in graph.outputs if value is not None}
+    for node in reversed(graph):
+        for subgraph in _subgraphs(node):
+            needed |= _float32_values(subgraph)
+        if node.op_type in _MATRIX:
+            continue
+        if node.op_type not in _FOLLOWERS or any(output in needed for output in node.outputs):
+            needed |= {value for value in _data_inputs(node) if value is not None}
+    return needed
+
+
+def _data_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The inputs whose type the outputs share; all inputs where the operator is not listed."""
+    return node.inputs[:1] if node.op_type in _FOLLOWERS - _EVERY_INPUT else node.inputs
+
+
+def _subgraphs(node: ir.Node) -> Iterable[ir.Graph]:
+    return (attribute.as_graph() for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH)
+
+
+@dataclass
+class _Conversion:
+    """One walk over the graph, in order: `half` holds the values that have become half precision so far."""
+
+    dtype: ir.DataType
+    float32: set[ir.Value]
+    half: set[ir.Value] = field(default_factory=set)
+    kept: dict[str, KeptWeight] = field(default_factory=dict)
+    casts: dict[tuple[ir.Value, ir.DataType, ir.Graph], ir.Value] = field(default_factory=dict)
+
+    def convert(self, graph: ir.Graph) -> None:
+        for node in list(graph):
+            for subgraph in _subgraphs(node):
+                self.convert(subgraph)
+            if self._is_product(node) or self._follows(node):
+                self._make_half(graph, node)
+            else:
+                self._make_full(graph, node)
+
+    def _is_product(self, node: ir.Node) -> bool:
+        """Whether `node` is a matrix product that half precision can hold."""
+        allowed = _MATRIX if self.dtype == ir.DataType.FLOAT16 else _MATRIX - {"Conv"}
+        return node.op_type in allowed and self._weights_fit(node)
+
+    def _weights_fit(self, node: ir.Node) -> bool:
+        """Whether half precision holds every weight of `node`; those it does not hold are noted."""
+        unfit = False
+        for value in node.inputs:
+            weight = _float32_constant(value)
+            reason = unfit_for_half(weight) if weight is not None and self.dtype == ir.DataType.FLOAT16 else None
+            if reason is not None and value is not None:
+                self.kept[str(value.name)] = KeptWeight(str(value.name), reason)
+                unfit = True
+        return not unfit
+
+    def _follows(self, node: ir.Node) -> bool:
+        """Whether `node` gets half-precision data only, and nobody needs its result in float32."""
+        if node.op_type not in _FOLLOWERS or any(output in self.float32 for output in node.outputs):
+            return False
+        inputs = [value for value in _data_inputs(node) if value is not None]
+        computed = [value for value in inputs if value.const_value is None]
+        return bool(computed) and all(value in self.half for value in computed) and self._weights_fit(node)
+
+    def _make_half(self, graph: ir.Graph, node: ir.Node) -> None:
+        every = node.op_type in _MATRIX or node.op_type in _EVERY_INPUT
+        for index, value in enumerate(node.inputs):
+            if value is not None and (every or index == 0) and value not in self.half:
+                node.replace_input_with(index, self._cast(graph, node, value, self.dtype))
+        for output in node.outputs:
+            output.dtype = self.dtype
+            self.half.add(output)
+            if output in self.float32:
+                self._restore(graph, node, output)
+
+    def _make_full(self, graph: ir.Graph, node: ir.Node) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value in self.half:
+                node.replace_input_with(index, self._cast(graph, node, value, ir.DataType.FLOAT))
+
+    def _cast(self, graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """`value` as `dtype`, before `node`: a converted constant, or a Cast that all its readers share."""
+        owner = value.graph if value.const_value is not None and value.graph is not None else graph
+        key = (value, dtype, owner)
+        if key not in self.casts:
+            constant = _float32_constant(value)
+            if constant is not None and owner is value.graph:
+                self.casts[key] = _constant(owner, f"{value.name}.{dtype.name.lower()}", constant, dtype)
+            else:
+                self.casts[key] = _cast_node(graph, node, value, dtype, f"{value.name}.{dtype.name.lower()}")
+        return self.casts[key]
+
+    def _restore(self, graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
+        """Put a float32 value, under the same name, in place of `output`, which keeps the half-precision result."""
+        name = str(output.name)
+        output.name = f"{name}.{self.dtype.name.lower()}"
+        cast = ir.node("Cast", [output], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
+        restored = cast.outputs[0]
+        restored.name, restored.shape, restored.dtype = name, output.shape, ir.DataType.FLOAT
+        output.replace_all_uses_with(restored, replace_graph_outputs=True)
+        cast.replace_input_with(0, output)
+        graph.insert_after(node, cast)
+
+
+def _float32_constant(value: ir.Value | None) -> FloatArray | None:
+    if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
+        return None
+    return value.const_value.numpy()
+
+
+def _constant(graph: ir.Graph, name: str, content: FloatArray, dtype: ir.DataType) -> ir.Value:
+    tensor = ir.tensor(content.astype(dtype.numpy()), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(content.shape), type=ir.TensorType(dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _cast_node(graph: ir.Graph, before: ir.Node, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+    cast = ir.node("Cast", [value], {"to": dtype}, name=f"{name}.cast")
+    result = cast.outputs[0]
+    result.name, result.shape, result.dtype = name, value.shape, dtype
+    graph.insert_before(before, cast)
+    return result
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    """Remove the float32 originals of constants that are only read in half precision."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
