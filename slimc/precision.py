@@ -151,7 +151,7 @@ class _Conversion:
         if node.op_type not in _FOLLOWERS or any(output in self.float32 for output in node.outputs):
             return False
         inputs = [value for value in _data_inputs(node) if value is not None]
-        computed = [value for value in inputs if value.const_value is None]
+        computed = [value for value in inputs if not _is_constant(value)]
         return bool(computed) and all(value in self.half for value in computed) and self._weights_fit(node)
 
     def _make_half(self, graph: ir.Graph, node: ir.Node) -> None:
@@ -172,14 +172,14 @@ class _Conversion:
 
     def _cast(self, graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """`value` as `dtype`, before `node`: a converted constant, or a Cast that all its readers share."""
-        owner = value.graph if value.const_value is not None and value.graph is not None else graph
+        owner = value.graph if _is_constant(value) and value.graph is not None else graph
         key = (value, dtype, owner)
         if key not in self.casts:
-            constant = _float32_constant(value)
-            if constant is not None and owner is value.graph:
-                self.casts[key] = _constant(owner, f"{value.name}.{dtype.name.lower()}", constant, dtype)
+            name, constant = f"{value.name}.{dtype.name.lower()}", _float32_constant(value)
+            if constant is None:
+                self.casts[key] = _cast_node(graph, node, value, dtype, name)
             else:
-                self.casts[key] = _cast_node(graph, node, value, dtype, f"{value.name}.{dtype.name.lower()}")
+                self.casts[key] = _constant(owner, value, constant.astype(dtype.numpy()), name)
         return self.casts[key]
 
     def _restore(self, graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
@@ -194,15 +194,34 @@ class _Conversion:
         graph.insert_after(node, cast)
 
 
+def _is_constant(value: ir.Value) -> bool:
+    return _content(value) is not None
+
+
+def _content(value: ir.Value) -> ir.TensorProtocol | None:
+    """What an initializer or a Constant node holds."""
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
+        return producer.attributes["value"].as_tensor()
+    return value.const_value
+
+
 def _float32_constant(value: ir.Value | None) -> FloatArray | None:
-    if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
-        return None
-    return value.const_value.numpy()
+    content = None if value is None else _content(value)
+    return None if content is None or content.dtype != ir.DataType.FLOAT else content.numpy()
 
 
-def _constant(graph: ir.Graph, name: str, content: FloatArray, dtype: ir.DataType) -> ir.Value:
-    tensor = ir.tensor(content.astype(dtype.numpy()), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(content.shape), type=ir.TensorType(dtype), const_value=tensor)
+def _constant(graph: ir.Graph, original: ir.Value, content: FloatArray, name: str) -> ir.Value:
+    """`content` in the same form as `original`: an initializer or a Constant node."""
+    tensor = ir.tensor(content, name=name)
+    producer = original.producer()
+    if producer is not None:
+        node = ir.node("Constant", [], {"value": tensor}, name=name)
+        value = node.outputs[0]
+        value.name, value.shape, value.dtype = name, ir.Shape(content.shape), tensor.dtype
+        graph.insert_after(producer, node)
+        return value
+    value = ir.Value(name=name, shape=ir.Shape(content.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -220,3 +239,8 @@ def _drop_unused(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
+    for node in list(graph):
+        for subgraph in _subgraphs(node):
+            _drop_unused(subgraph)
+        if node.op_type == "Constant" and not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
