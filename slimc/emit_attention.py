@@ -21,11 +21,15 @@ from slimc.target import Target
 
 @dataclass(frozen=True)
 class _Operands:
-    """Inputs of one group's attention: query [B, H, Nq, d], key (transposed) [B, H, d, Nk], value [B, H, Nk, dv]."""
+    """Inputs of one group's attention: query [B, H, Nq, d], key (transposed) [B, H, d, Nk], value [B, H, Nk, dv].
+
+    The last `ghost_rows` of the keys stand for ghosts already.
+    """
 
     query: Value
     key: Value
     value: Value
+    ghost_rows: int = 0
 
 
 def emit_attention(
@@ -38,7 +42,10 @@ def emit_attention(
         column = normalised.column(graph, attention.token_mask)
         normalised = normalised.replace(graph.mul(normalised.matrix, column, f"{block}.norm1.mask"))
     groups = head_groups(attention)
-    operands = _project(graph, attention, groups, normalised, live, name)
+    if target.one_projection and _one_product(attention, live, stream.rows):
+        operands = _project_once(graph, attention, groups, normalised, live, name, target)
+    else:
+        operands = _project(graph, attention, groups, normalised, live, name)
     mixed = []
     for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
         label = name if len(groups) == 1 else f"{name}.group{i}"
@@ -91,6 +98,51 @@ def _project(
         )
         for i, (group, q, k, v) in enumerate(zip(groups, queries, outputs["k"], outputs["v"], strict=True))
     ]
+
+
+def _one_product(attention: ir.Attention, live: ir.IndexArray, rows: int) -> bool:
+    """Whether one product yields everything: every row that asks is asked, and only queries have biases."""
+    keys = np.arange(rows) if attention.rows is None else attention.rows
+    biased = any(linear.bias is not None for head in attention.heads for linear in (head.key, head.value))
+    return bool(np.isin(live, keys).all()) and not biased
+
+
+def _project_once(
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    groups: Sequence[tuple[ir.Head, ...]],
+    normalised: Stream,
+    live: ir.IndexArray,
+    name: str,
+    target: Target,
+) -> list[_Operands]:
+    """As `_project`, with one Gemm for all rows; queries are selected and get their biases once cut into heads.
+
+    The ghosts' zero keys and values come out of the same Gemm, as zero rows among its inputs.
+    """
+    keys = np.arange(normalised.rows) if attention.rows is None else attention.rows
+    order = np.argsort(keys)
+    asking = order[np.searchsorted(keys, live, sorter=order)]
+    parts = {
+        "q": [[ir.Linear(head.query.weight) for head in group] for group in groups],
+        "k": [[head.key for head in group] for group in groups],
+        "v": [[head.value for head in group] for group in groups],
+    }
+    ghosts = ghost_rows(len(keys), attention.ghosts, target)
+    rows = normalised.take(graph, keys, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
+    outputs = _fused(graph, parts, "qkv", rows, name)
+    operands = []
+    for i, (group, q, k, v) in enumerate(zip(groups, outputs["q"], outputs["k"], outputs["v"], strict=True)):
+        query = _heads(graph, q, len(group), normalised.batch, False, f"{name}.q.{i}")
+        query = graph.take(query, asking, 2, f"{name}.q.{i}.asking")
+        biases = [np.zeros(len(h.query.weight)) if h.query.bias is None else h.query.bias for h in group]
+        if any(head.query.bias is not None for head in group):
+            bias = graph.parameter(f"{name}.q.{i}.bias", np.stack(biases)[None, :, None, :])
+            query = graph.add(query, bias, f"{name}.q.{i}.biased")
+        key = _heads(graph, k, len(group), normalised.batch, True, f"{name}.k.{i}")
+        value = _heads(graph, v, len(group), normalised.batch, False, f"{name}.v.{i}")
+        operands.append(_Operands(query, key, value, ghosts))
+    return operands
 
 
 def _fused(
@@ -170,31 +222,35 @@ def _mix(
         key = graph.mul(key, graph.constant(mask[None, :, :, None], "mask"), f"{name}.k.mask")
     if attention.scale != 1.0:
         query = graph.scale(query, attention.scale, f"{name}.q.scale")
-    bias = None
-    if attention.ghosts:
-        key, value, bias = _with_ghosts(graph, attention.ghosts, key, value, name, target)
+    rows = operands.ghost_rows
+    if attention.ghosts and not rows:
+        rows = ghost_rows(dims(key)[3], attention.ghosts, target)
+        key, value = _with_ghosts(graph, rows, key, value, name)
+    bias = _ghost_bias(graph, attention.ghosts, dims(key)[3], rows)
     scores = graph.matmul(query, key, f"{name}.scores")
     if bias is not None:
         scores = graph.add(scores, bias, f"{name}.scores.ghosts")
     mixed = graph.matmul(graph.softmax(scores, f"{name}.softmax"), value, f"{name}.mixed")
-    batch, heads, rows, width = dims(mixed)
+    batch, heads, queries, width = dims(mixed)
     merged = graph.transpose(mixed, (0, 2, 1, 3), f"{name}.merged")
-    return graph.reshape(merged, (batch * rows, heads * width), f"{name}.flat")
+    return graph.reshape(merged, (batch * queries, heads * width), f"{name}.flat")
 
 
-def _with_ghosts(
-    graph: GraphBuilder, ghosts: int, key: Value, value: Value, name: str, target: Target
-) -> tuple[Value, Value, Value | None]:
-    """Keys and values with zero rows appended, and the bias of the scores where one is needed."""
-    batch, heads, width, keys = dims(key)
-    rows = ghost_rows(keys, ghosts, target)
+def _with_ghosts(graph: GraphBuilder, rows: int, key: Value, value: Value, name: str) -> tuple[Value, Value]:
+    """Keys and values with zero rows appended."""
+    batch, heads, width, _ = dims(key)
     key = graph.concat([key, _zeros(graph, (batch, heads, width, rows))], 3, f"{name}.k.ghosts")
     value = graph.concat([value, _zeros(graph, (batch, heads, rows, dims(value)[3]))], 2, f"{name}.v.ghosts")
+    return key, value
+
+
+def _ghost_bias(graph: GraphBuilder, ghosts: int, keys: int, rows: int) -> Value | None:
+    """What is added to the scores so that the last `rows` of `keys` keys count for `ghosts`; none where nothing is."""
     if rows == ghosts:
-        return key, value, None
-    bias = np.zeros((1, 1, 1, keys + rows), np.float32)
-    bias[..., keys:] = math.log(ghosts / rows)
-    return key, value, graph.constant(bias, "ghosts")
+        return None
+    bias = np.zeros((1, 1, 1, keys), np.float32)
+    bias[..., keys - rows :] = math.log(ghosts / rows)
+    return graph.constant(bias, "ghosts")
 
 
 def ghost_rows(keys: int, ghosts: int, target: Target) -> int:

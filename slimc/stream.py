@@ -40,6 +40,15 @@ class Stream:
         """The stream as [batch, rows, C]."""
         return graph.reshape(self.matrix, (self.batch, self.rows, dims(self.matrix)[1]), name)
 
+    def with_zeros(self, graph: GraphBuilder, rows: int, name: str) -> Stream:
+        """This stream with `rows` rows of zeros behind those of every image; itself where there are none to add."""
+        if rows == 0:
+            return self
+        width = dims(self.matrix)[1]
+        zeros = graph.constant(np.zeros((self.batch, rows, width), np.float32), "zeros")
+        longer = graph.concat([self.images(graph, f"{name}.images"), zeros], 1, f"{name}.joined")
+        return self.replace(graph.reshape(longer, (self.batch * (self.rows + rows), width), name))
+
     def column(self, graph: GraphBuilder, mask: FloatArray) -> Value:
         """A constant [batch * rows, 1] holding `mask` [rows] for every image."""
         return graph.constant(np.tile(mask.astype(np.float32), self.batch)[:, None], "mask")
