@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimc import ir
-from slimc.emit_attention import ghost_rows, head_groups
+from slimc.emit_projection import ghost_rows, head_groups, projects_once
 from slimc.target import Target
 
 
@@ -25,7 +25,7 @@ class Counts:
 
 def count(model: ir.Model, target: Target) -> Counts:
     """MACs and parameters of `model` when emitted for `target`."""
-    return Counts(macs=count_macs(model, target), params=count_params(model))
+    return Counts(macs=count_macs(model, target), params=count_params(model, target))
 
 
 def count_macs(model: ir.Model, target: Target) -> int:
@@ -65,18 +65,20 @@ def classifier_macs(classifier: ir.Classifier) -> int:
 def _attention_macs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
     keys = np.arange(entering) if attention.rows is None else attention.rows
     columns = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
-    computed_queries = int(np.isin(live, keys).sum())
+    once = projects_once(attention, entering, live, target)
+    projected = columns if once else len(keys)
+    computed_queries = columns if once else int(np.isin(live, keys).sum())
     macs = 0
     for group in head_groups(attention):
         for head in group:
             d_qk, d_v = head.query.weight.shape[0], head.value.weight.shape[0]
             dim = head.query.weight.shape[1]
-            macs += dim * (computed_queries * d_qk + len(keys) * (d_qk + d_v) + len(live) * d_v)
+            macs += dim * (computed_queries * d_qk + projected * (d_qk + d_v) + len(live) * d_v)
             macs += len(live) * columns * (d_qk + d_v)
     return macs
 
 
-def count_params(model: ir.Model) -> int:
+def count_params(model: ir.Model, target: Target) -> int:
     """Parameters of `model`: its arrays without masks, and the constant rows that a partial FFN adds."""
     params = sum(array.size for array in ir.arrays(model))
     for block in model.blocks:
@@ -85,20 +87,25 @@ def count_params(model: ir.Model) -> int:
         if isinstance(block.mlp, ir.Mlp):
             params -= _size(block.mlp.token_mask) + _size(block.mlp.mask)
             params += 0 if block.mlp.rows is None else model.dim
-    return params - _unused_queries(model)
-
-
-def _unused_queries(model: ir.Model) -> int:
-    """Query weights and biases of attentions in which every query is constant: its bias becomes a Constant node."""
-    unused = 0
     for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
-        attention = block.attention
-        if not isinstance(attention, ir.Attention) or attention.rows is None:
-            continue
-        live = np.arange(rows.entering) if block.live is None else block.live
-        if not np.isin(live, attention.rows).any():
-            unused += sum(head.query.weight.size + _size(head.query.bias) for head in attention.heads)
-    return unused
+        if isinstance(block.attention, ir.Attention):
+            live = np.arange(rows.entering) if block.live is None else block.live
+            params += _projection_params(block.attention, rows.entering, live, target)
+    return params
+
+
+def _projection_params(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
+    """Parameters that the projections have beyond the heads' own: zero biases within a product, minus unused queries.
+
+    Where every query is constant, its bias becomes a Constant node and its weights are not needed.
+    """
+    heads = attention.heads
+    if attention.rows is not None and not np.isin(live, attention.rows).any():
+        return -sum(head.query.weight.size + _size(head.query.bias) for head in heads)
+    biased = any(head.query.bias is not None for head in heads)
+    if biased and target.bias_in_product and projects_once(attention, entering, live, target):
+        return sum(len(head.key.weight) + len(head.value.weight) for head in heads)
+    return 0
 
 
 def _size(array: ir.FloatArray | None) -> int:

@@ -41,7 +41,7 @@ class Stream:
         return graph.reshape(self.matrix, (self.batch, self.rows, dims(self.matrix)[1]), name)
 
     def with_zeros(self, graph: GraphBuilder, rows: int, name: str) -> Stream:
-        """This stream with `rows` rows of zeros behind those of every image; itself where there are none to add."""
+        """The stream with `rows` rows of zeros behind those of every image; itself where there are none to add."""
         if rows == 0:
             return self
         width = dims(self.matrix)[1]

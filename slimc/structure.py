@@ -11,7 +11,7 @@ import numpy as np
 
 from slimc import ir
 from slimc.count import block_macs
-from slimc.emit_attention import head_groups
+from slimc.emit_projection import head_groups
 from slimc.target import Target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from slimc.errors import OptionError
@@ -13,8 +14,8 @@ class Target:
 
     `width_multiple` and `min_width` bound head widths, `min_heads` the heads of one batched attention, `key_multiple` the
     number of keys where ghosts make it free. `group_macs` is what one more group of heads costs, in multiply-accumulates.
-    With `one_projection` queries, keys and values come from one product even where fewer rows ask than are asked: a
-    second product and its slice of the rows cost three kernels more than the few queries that nobody reads.
+    `spare_query_macs` are what queries that nobody reads may cost where they spare a product of their own. The query bias
+    is added inside the product where `bias_in_product`, else once queries are cut into heads.
     """
 
     name: str
@@ -23,7 +24,8 @@ class Target:
     min_heads: int = 1
     key_multiple: int = 1
     group_macs: float = 3e6
-    one_projection: bool = False
+    spare_query_macs: float = 0.0
+    bias_in_product: bool = True
 
 
 _TENSOR_CORES = ("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm120", "sm121")
@@ -40,6 +42,13 @@ def find_target(name: str) -> Target:
         return Target(name)
     if name in _TENSOR_CORES:
         return Target(
-            name, width_multiple=8, min_width=16, min_heads=2, key_multiple=8, group_macs=60e6, one_projection=True
+            name,
+            width_multiple=8,
+            min_width=16,
+            min_heads=2,
+            key_multiple=8,
+            group_macs=60e6,
+            spare_query_macs=math.inf,
+            bias_in_product=False,
         )
     raise OptionError(f"--target: {name!r} is unknown; expected one of {', '.join(TARGETS)}")

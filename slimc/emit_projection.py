@@ -1,0 +1,195 @@
+"""Queries, keys and values: which Gemms make them, and how they are cut into heads.
+
+One product of all rows with the stacked weights of q, k and v is the fastest where every row asks and is asked. Where fewer
+rows ask, it computes queries that nobody reads: a target says how many multiply-accumulates that may cost, and beyond
+them queries have a product of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimc import ir
+from slimc.graph import GraphBuilder, Value, dims
+from slimc.stream import Stream
+from slimc.target import Target
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Inputs of one group's attention: query [B, H, Nq, d], key (transposed) [B, H, d, Nk], value [B, H, Nk, dv].
+
+    A group of one head has no head axis, and at batch size 1 no batch axis either: its matrices need no transposing. The
+    last `ghost_rows` of the keys stand for ghosts already.
+    """
+
+    query: Value
+    key: Value
+    value: Value
+    ghost_rows: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows of the normalised stream, by role: `keys` are asked, `live` ask; `seen` marks the live ones among the keys."""
+
+    normalised: Stream
+    keys: ir.IndexArray
+    live: ir.IndexArray
+
+    @property
+    def seen(self) -> ir.BoolArray:
+        return np.isin(self.live, self.keys)
+
+
+def head_groups(attention: ir.Attention) -> list[tuple[ir.Head, ...]]:
+    """Heads by group: as packed, else runs of equal widths."""
+    if attention.groups is None:
+        runs = itertools.groupby(attention.heads, key=lambda h: (h.query.weight.shape[0], h.value.weight.shape[0]))
+        return [tuple(run) for _, run in runs]
+    heads = iter(attention.heads)
+    return [tuple(itertools.islice(heads, size)) for size in attention.groups]
+
+
+def ghost_rows(keys: int, ghosts: int, target: Target) -> int:
+    """Zero rows to append to `keys` keys that stand for `ghosts` ghosts; none where there are no ghosts."""
+    return 0 if ghosts == 0 else -keys % target.key_multiple or target.key_multiple
+
+
+def projects_once(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> bool:
+    """Whether one product makes queries, keys and values, for a stream of `entering` rows of which `live` ask."""
+    keys = np.arange(entering) if attention.rows is None else attention.rows
+    if not np.isin(live, keys).all() or any(
+        h.key.bias is not None or h.value.bias is not None for h in attention.heads
+    ):
+        return False
+    computed = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
+    channels = sum(head.query.weight.size for head in attention.heads)
+    return (computed - len(live)) * channels <= target.spare_query_macs
+
+
+def project(
+    graph: GraphBuilder, attention: ir.Attention, normalised: Stream, live: ir.IndexArray, name: str, target: Target
+) -> list[Operands]:
+    """Operands of every group, from the normalised stream of which the `live` rows ask."""
+    keys = np.arange(normalised.rows) if attention.rows is None else attention.rows
+    rows = _Rows(normalised, keys, live)
+    if projects_once(attention, normalised.rows, live, target):
+        return _project_once(graph, attention, rows, name, target)
+    return _project(graph, attention, rows, name)
+
+
+def _project(graph: GraphBuilder, attention: ir.Attention, rows: _Rows, name: str) -> list[Operands]:
+    """Keys and values from one product; queries from the same where all biases are alike, else from their own."""
+    groups, batch = head_groups(attention), rows.normalised.batch
+    parts = {
+        "q": [[head.query for head in group] for group in groups],
+        "k": [[head.key for head in group] for group in groups],
+        "v": [[head.value for head in group] for group in groups],
+    }
+    key_rows = rows.normalised.take(graph, rows.keys, f"{name}.keys")
+    biases = {linear.bias is not None for lists in parts.values() for group in lists for linear in group}
+    if np.array_equal(rows.live, rows.keys) and len(biases) == 1:
+        outputs = _fused(graph, parts, "qkv", key_rows, name)
+        queries = outputs["q"]
+    else:
+        outputs = _fused(graph, {kind: parts[kind] for kind in "kv"}, "kv", key_rows, name)
+        queries = _queries(graph, parts["q"], rows, name)
+    return [
+        Operands(
+            query=_heads(graph, q, len(group), batch, False, f"{name}.q.{i}"),
+            key=_heads(graph, k, len(group), batch, True, f"{name}.k.{i}"),
+            value=_heads(graph, v, len(group), batch, False, f"{name}.v.{i}"),
+        )
+        for i, (group, q, k, v) in enumerate(zip(groups, queries, outputs["k"], outputs["v"], strict=True))
+    ]
+
+
+def _project_once(
+    graph: GraphBuilder, attention: ir.Attention, rows: _Rows, name: str, target: Target
+) -> list[Operands]:
+    """Everything from one product over all keys; queries are selected once they are cut into heads.
+
+    The ghosts' zero keys and values come out of the same product, as zero rows among its inputs.
+    """
+    groups, batch = head_groups(attention), rows.normalised.batch
+    ghosts = ghost_rows(len(rows.keys), attention.ghosts, target)
+    order = np.argsort(rows.keys)
+    asking = order[np.searchsorted(rows.keys, rows.live, sorter=order)]
+    parts = {
+        "q": [[h.query if target.bias_in_product else ir.Linear(h.query.weight) for h in group] for group in groups],
+        "k": [[head.key for head in group] for group in groups],
+        "v": [[head.value for head in group] for group in groups],
+    }
+    inputs = rows.normalised.take(graph, rows.keys, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
+    outputs = _fused(graph, parts, "qkv", inputs, name)
+    operands = []
+    for i, (group, q, k, v) in enumerate(zip(groups, outputs["q"], outputs["k"], outputs["v"], strict=True)):
+        query = _heads(graph, q, len(group), batch, False, f"{name}.q.{i}")
+        query = graph.take(query, asking, len(dims(query)) - 2, f"{name}.q.{i}.asking")
+        if not target.bias_in_product and any(head.query.bias is not None for head in group):
+            bias = np.stack([bias_of(head.query) for head in group])[:, None, :]
+            bias = bias if len(group) > 1 else bias[0]
+            query = graph.add(query, graph.parameter(f"{name}.q.{i}.bias", bias), f"{name}.q.{i}.biased")
+        key = _heads(graph, k, len(group), batch, True, f"{name}.k.{i}")
+        value = _heads(graph, v, len(group), batch, False, f"{name}.v.{i}")
+        operands.append(Operands(query, key, value, ghosts))
+    return operands
+
+
+def _fused(
+    graph: GraphBuilder, parts: dict[str, list[list[ir.Linear]]], label: str, rows: Stream, name: str
+) -> dict[str, list[Value]]:
+    """One Gemm for all `parts`, cut into one matrix a kind and group."""
+    linears = [linear for lists in parts.values() for group in lists for linear in group]
+    joined = _gemm(graph, linears, rows, f"{name}.{label}")
+    names = [f"{name}.{kind}.{i}.flat" for kind, lists in parts.items() for i in range(len(lists))]
+    widths = [sum(linear.weight.shape[0] for linear in group) for lists in parts.values() for group in lists]
+    pieces = iter(graph.split(joined, widths, 1, names))
+    return {kind: list(itertools.islice(pieces, len(lists))) for kind, lists in parts.items()}
+
+
+def _gemm(graph: GraphBuilder, linears: Sequence[ir.Linear], rows: Stream, name: str) -> Value:
+    weight = graph.parameter(f"{name}.weight", np.concatenate([linear.weight for linear in linears]))
+    bias = None
+    if any(linear.bias is not None for linear in linears):
+        bias = graph.parameter(f"{name}.bias", np.concatenate([bias_of(linear) for linear in linears]))
+    return graph.gemm(rows.matrix, weight, bias, name)
+
+
+def bias_of(linear: ir.Linear) -> ir.FloatArray:
+    """The bias of `linear`, zeros where it has none."""
+    return np.zeros(len(linear.weight), linear.weight.dtype) if linear.bias is None else linear.bias
+
+
+def _queries(graph: GraphBuilder, groups: list[list[ir.Linear]], rows: _Rows, name: str) -> list[Value]:
+    """Queries [B * live, width] of every group; a row that attention does not see has the query bias for its query."""
+    linears = [linear for group in groups for linear in group]
+    seen, normalised = rows.seen, rows.normalised
+    parts: list[tuple[Stream, ir.IndexArray]] = []
+    if seen.any():
+        asking = normalised.take(graph, rows.live[seen], f"{name}.queries")
+        parts.append((asking.replace(_gemm(graph, linears, asking, f"{name}.q")), np.flatnonzero(seen)))
+    if not seen.all():
+        blind = np.flatnonzero(~seen)
+        bias = np.concatenate([bias_of(linear) for linear in linears]).astype(np.float32)
+        constant = graph.constant(np.tile(bias, (len(blind) * normalised.batch, 1)), f"{name}.q.blind")
+        parts.append((normalised.replace(constant), blind))
+    whole = parts[0][0] if len(parts) == 1 else Stream.merge(graph, parts, f"{name}.q.merged")
+    widths = [sum(linear.weight.shape[0] for linear in group) for group in groups]
+    return graph.split(whole.matrix, widths, 1, [f"{name}.q.{i}.flat" for i in range(len(groups))])
+
+
+def _heads(graph: GraphBuilder, flat: Value, heads: int, batch: int, transposed: bool, name: str) -> Value:
+    """[B * N, H * d] as [B, H, N, d], or [B, H, d, N] where `transposed`; axes of one head or image are left out."""
+    rows, width = dims(flat)
+    if heads == 1:
+        matrices = flat if batch == 1 else graph.reshape(flat, (batch, rows // batch, width), f"{name}.images")
+        axes = [*range(len(dims(matrices)) - 2), len(dims(matrices)) - 1, len(dims(matrices)) - 2]
+        return graph.transpose(matrices, axes, name) if transposed else matrices
+    split = graph.reshape(flat, (batch, rows // batch, heads, width // heads), f"{name}.split")
+    return graph.transpose(split, (0, 2, 3, 1) if transposed else (0, 2, 1, 3), name)
