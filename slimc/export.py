@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as oir
 
 from slimc import frontend, ir
 from slimc.backends import ort
@@ -205,9 +207,12 @@ def export(
     targets = (output, data_path(output), reference_path(output))
     with replacing(*targets) as (onnx_temporary, _, reference_temporary):
         with watch.stage("emit", f"writing {output.name}"):
-            write_onnx(compiled, options, onnx_temporary)
-        searched = compiled.searched
-        compiled = _without_weights(compiled)
+            model = emit_onnx(compiled, options)
+            # Only the graph holds the slim weights from here on, so that writing can release them.
+            searched, compiled = compiled.searched, _without_weights(compiled)
+            write_model(model, onnx_temporary)
+            del model
+            gc.collect()  # the graph's cycles
         with watch.stage("verify", "comparing with the PyTorch network"):
             reference = make_reference(compiled.checkpoint, searched, options, files)
             comparison = verify_file(onnx_temporary, reference, options, output) if options.verify else None
@@ -217,12 +222,12 @@ def export(
 
 
 def _without_weights(compiled: Compiled) -> Compiled:
-    """`compiled` without the slim weights: they are on disk now, and verification needs the memory."""
+    """`compiled` without the slim weights."""
     return replace(compiled, model=replace(compiled.model, blocks=()))
 
 
-def write_onnx(compiled: Compiled, options: ExportOptions, path: Path) -> None:
-    """Emit the compiled model to `path`, with its metadata."""
+def emit_onnx(compiled: Compiled, options: ExportOptions) -> oir.Model:
+    """The compiled model as ONNX, with its metadata."""
     model = emit(compiled.model, options.target, batch_size=options.batch_size, opset=options.opset)
     searched = compiled.searched
     metadata = Metadata(
@@ -239,7 +244,7 @@ def write_onnx(compiled: Compiled, options: ExportOptions, path: Path) -> None:
     )
     model.metadata_props.update(to_props(metadata))
     model.producer_version = metadata.version
-    write_model(model, path)
+    return model
 
 
 def make_reference(

@@ -20,11 +20,20 @@ def data_path(model: Path) -> Path:
 def write_model(model: oir.Model, path: Path, *, inline_limit: int = _INLINE_LIMIT) -> None:
     """Write `model` to `path`, its weights beside it when they exceed `inline_limit` bytes, and check what was written.
 
+    The model is used up: its weights are released as soon as protobuf has its own copy, because serialising makes another.
+
     Raises:
         InternalError: the ONNX checker or its shape inference refuses the file.
     """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    oir.save(model, path, external_data=data_path(path).name if size > inline_limit else None)
+    if size > inline_limit:
+        oir.save(model, path, external_data=data_path(path).name)
+    else:
+        proto = oir.to_proto(model)
+        for value in model.graph.initializers.values():
+            value.const_value = None
+        path.write_bytes(proto.SerializeToString())
+        del proto
     check_file(path)
 
 
