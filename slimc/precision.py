@@ -72,6 +72,38 @@ def to_half(model: ir.Model, precision: Literal["fp16", "bf16"]) -> tuple[KeptWe
     return tuple(conversion.kept.values())
 
 
+def compute_in_float32(model: ir.Model) -> None:
+    """Rewrite a bfloat16 `model` in place to compute in float32 and to round every result to bfloat16.
+
+    That is what kernels with a float32 accumulator do, for runtimes that have no bfloat16 kernels.
+    """
+    conversion = _Conversion(ir.DataType.BFLOAT16, set())
+    for graph in model.graphs():
+        for node in list(graph):
+            if node.op_type in ("Cast", "Constant") or all(v.dtype != ir.DataType.BFLOAT16 for v in node.outputs):
+                continue
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.dtype == ir.DataType.BFLOAT16:
+                    node.replace_input_with(index, conversion.cast(graph, node, value, ir.DataType.FLOAT))
+            for output in node.outputs:
+                conversion.round(graph, node, output)
+
+
+def break_attention_fusion(graph: ir.Graph) -> None:
+    """Put a Relu behind every Softmax: probabilities are not negative, so nothing changes but the pattern that TensorRT
+    looks for when it fuses attention.
+    """
+    for node in list(graph.all_nodes()):
+        if node.op_type == "Softmax" and node.graph is not None:
+            output = node.outputs[0]
+            relu = ir.node("Relu", [output], name=f"{node.name}.relu")
+            result = relu.outputs[0]
+            result.name, result.shape, result.type = f"{output.name}.relu", output.shape, output.type
+            output.replace_all_uses_with(result)
+            relu.replace_input_with(0, output)
+            node.graph.insert_after(node, relu)
+
+
 def unfit_for_half(weight: FloatArray) -> str | None:
     """Why `weight` cannot be held in float16; none where it can."""
     magnitude = np.abs(weight.astype(np.float64))
@@ -158,7 +190,7 @@ class _Conversion:
         every = node.op_type in _MATRIX or node.op_type in _EVERY_INPUT
         for index, value in enumerate(node.inputs):
             if value is not None and (every or index == 0) and value not in self.half:
-                node.replace_input_with(index, self._cast(graph, node, value, self.dtype))
+                node.replace_input_with(index, self.cast(graph, node, value, self.dtype))
         for output in node.outputs:
             output.dtype = self.dtype
             self.half.add(output)
@@ -168,9 +200,9 @@ class _Conversion:
     def _make_full(self, graph: ir.Graph, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):
             if value is not None and value in self.half:
-                node.replace_input_with(index, self._cast(graph, node, value, ir.DataType.FLOAT))
+                node.replace_input_with(index, self.cast(graph, node, value, ir.DataType.FLOAT))
 
-    def _cast(self, graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    def cast(self, graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """`value` as `dtype`, before `node`: a converted constant, or a Cast that all its readers share."""
         owner = value.graph if _is_constant(value) and value.graph is not None else graph
         key = (value, dtype, owner)
@@ -181,6 +213,17 @@ class _Conversion:
             else:
                 self.casts[key] = _constant(owner, value, constant.astype(dtype.numpy()), name)
         return self.casts[key]
+
+    def round(self, graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
+        """Make `node` yield float32 and let its readers have that rounded to half precision."""
+        rounded = _cast_node(graph, node, output, self.dtype, f"{output.name}.rounded")
+        cast = rounded.producer()
+        assert cast is not None
+        graph.remove(cast)
+        output.replace_all_uses_with(rounded, replace_graph_outputs=True)
+        cast.replace_input_with(0, output)
+        output.dtype = ir.DataType.FLOAT
+        graph.insert_after(node, cast)
 
     def _restore(self, graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
         """Put a float32 value, under the same name, in place of `output`, which keeps the half-precision result."""

@@ -55,6 +55,11 @@ class Device:
     stream: int
     _buffers: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    @property
+    def target(self) -> str:
+        """The GPU as a target, such as ``sm89``."""
+        return f"sm{self.capability[0]}{self.capability[1]}"
+
     def allocate(self, name: str, spec: TensorSpec) -> int:
         """Memory for `spec`: its address."""
         from cuda.bindings import runtime

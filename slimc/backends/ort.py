@@ -75,7 +75,7 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None) 
         options.intra_op_num_threads = threads
     providers = [_PROVIDERS[name] for name in _chain(provider)]
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        session = _session(onnxruntime, path, options, providers)
     except Exception as error:  # its exceptions share no base below Exception
         raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {_reason(error)}") from None
     if _PROVIDERS[provider] not in session.get_providers():
@@ -89,6 +89,22 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None) 
         provider=provider,
         _session=session,
     )
+
+
+def _session(onnxruntime: Any, path: Path, options: Any, providers: list[str]) -> Any:  # noqa: ANN401
+    """An inference session. Where there are no bfloat16 kernels (the CPU has none), arithmetic is in float32."""
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:
+        if type(error).__name__ != "NotImplemented":
+            raise
+        import onnx_ir
+
+        from slimc.precision import compute_in_float32
+
+        model = onnx_ir.load(path)
+        compute_in_float32(model)
+        return onnxruntime.InferenceSession(onnx_ir.to_proto(model).SerializeToString(), options, providers=providers)
 
 
 def _chain(provider: Provider) -> tuple[Provider, ...]:

@@ -59,8 +59,7 @@ def this_target() -> str:
     Raises:
         MissingError: there is no GPU.
     """
-    major, minor = cuda.open_device().capability
-    return f"sm{major}{minor}"
+    return cuda.open_device().target
 
 
 def layers_json(session: EngineSession) -> str:
@@ -69,11 +68,11 @@ def layers_json(session: EngineSession) -> str:
     return str(inspector.get_engine_information(library().LayerInformationFormat.JSON))
 
 
-def load_plan(path: Path, data: bytes) -> EngineSession:
-    """Load an engine onto this machine's GPU.
+def load_plan(path: Path, data: bytes, device: cuda.Device) -> EngineSession:
+    """Load an engine onto `device`.
 
     Raises:
-        MissingError: tensorrt or the GPU is missing.
+        MissingError: tensorrt is missing.
         ModelFileError: TensorRT refuses the engine.
     """
-    return load(library(), path, data, cuda.open_device())
+    return load(library(), path, data, device)

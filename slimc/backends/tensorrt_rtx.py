@@ -77,12 +77,11 @@ def check_plan(path: Path, data: bytes) -> None:
         raise ModelFileError(f"{path}: no engine that TensorRT-RTX {module.__version__} can load on this machine")
 
 
-def load_plan(path: Path, data: bytes) -> EngineSession:
-    """Load an engine onto this machine's GPU.
+def load_plan(path: Path, data: bytes, device: cuda.Device) -> EngineSession:
+    """Load an engine onto `device`.
 
     Raises:
-        MissingError: tensorrt_rtx or the GPU is missing.
+        MissingError: tensorrt_rtx is missing.
         ModelFileError: TensorRT-RTX refuses the engine.
     """
-    check_plan(path, data)
-    return load(library(), path, data, cuda.open_device())
+    return load(library(), path, data, device)
