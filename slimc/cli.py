@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from slimc import __version__
-from slimc.commands import demo, export, inspect
+from slimc.commands import build_engine, demo, export, inspect
 from slimc.errors import InternalError, SlimcError
 
 # What typer raises for bad usage; it does not export the class.
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.command)
 app.command("inspect", help=inspect.HELP, epilog=inspect.EXAMPLE)(inspect.command)
+app.command("build-engine", help=build_engine.HELP, epilog=build_engine.EXAMPLE)(build_engine.command)
 app.command("demo", help=demo.HELP, epilog=demo.EXAMPLE)(demo.command)
 
 

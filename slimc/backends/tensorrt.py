@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from slimc.backends import cuda
 from slimc.backends.tensorrt_common import MIN_VERSION, EngineSession, Library, Plan, build, load
 from slimc.errors import MissingError, OptionError
+from slimc.fusion import Kernel, read_inspector
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -62,10 +63,11 @@ def this_target() -> str:
     return cuda.open_device().target
 
 
-def layers_json(session: EngineSession) -> str:
-    """What the engine inspector says about every layer of a loaded engine."""
-    inspector: trt.EngineInspector = session._engine.create_engine_inspector()
-    return str(inspector.get_engine_information(library().LayerInformationFormat.JSON))
+def read_kernels(path: Path, plan: Plan) -> tuple[Kernel, ...]:
+    """The kernels of a plan built from `path`: those that the engine inspector tells of, once it is loaded."""
+    session = load_plan(path, plan.data, cuda.open_device())
+    inspector: trt.EngineInspector = session.engine.create_engine_inspector()
+    return read_inspector(str(inspector.get_engine_information(library().LayerInformationFormat.JSON)))
 
 
 def load_plan(path: Path, data: bytes, device: cuda.Device) -> EngineSession:

@@ -155,8 +155,8 @@ class EngineSession:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     device: Device
-    _context: trt.IExecutionContext
-    _engine: trt.ICudaEngine
+    context: trt.IExecutionContext
+    engine: trt.ICudaEngine
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Copy the inputs in, run once, copy the outputs out."""
@@ -172,7 +172,7 @@ class EngineSession:
         return self.device.timer(self._enqueue)
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self.device.stream):
+        if not self.context.execute_async_v3(self.device.stream):
             raise ModelFileError("the engine does not run: TensorRT refused to enqueue it")
 
 
@@ -200,8 +200,8 @@ def load(library: Library, path: Path, data: bytes, device: Device) -> EngineSes
         inputs=tuple(spec for name, spec in specs.items() if is_input[name]),
         outputs=tuple(spec for name, spec in specs.items() if not is_input[name]),
         device=device,
-        _context=context,
-        _engine=engine,
+        context=context,
+        engine=engine,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from slimc.backends import cuda
 from slimc.backends.tensorrt_common import EngineSession, Library, Plan, build, collecting_logger, load
 from slimc.errors import MissingError, ModelFileError, OptionError
+from slimc.fusion import Kernel, read_log
 
 NAME = "tensorrt-rtx"
 _INSTALL = "pip install 'slimc[rtx]'"
@@ -60,6 +61,11 @@ def build_plan(path: Path, targets: tuple[str, ...]) -> Plan:
             config.set_compute_capability(module.ComputeCapability.__members__[target.upper()], i)
 
     return build(module, path, configure)
+
+
+def read_kernels(_path: Path, plan: Plan) -> tuple[Kernel, ...]:
+    """The kernels of a plan: those that the build log ends with."""
+    return read_log(plan.log)
 
 
 def check_plan(path: Path, data: bytes) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slimc.errors import BudgetError
+from slimc.errors import BudgetError, OptionError
 from slimc.models.options import ModelOptions
+
+if TYPE_CHECKING:
+    from slimc.precision import Precision
 
 Budget = Annotated[str | None, typer.Option(help="One budget for attention, FFN and patches, in (0, 1].")]
 BudgetAttn = Annotated[str | None, typer.Option(help="Share of the attention channels to keep, in (0, 1].")]
@@ -58,6 +61,17 @@ def model_options(
         budget_mlp=whole if mlp is None else mlp,
         budget_patch=whole if patch is None else patch,
     )
+
+
+def precision(fp16: bool, bf16: bool) -> Precision:
+    """The precision that two flags ask for.
+
+    Raises:
+        OptionError: both are given.
+    """
+    if fp16 and bf16:
+        raise OptionError("--fp16 and --bf16: give one of them, or neither for float32")
+    return "fp16" if fp16 else "bf16" if bf16 else "fp32"
 
 
 def _number(text: str | None, option: str) -> float | None:
