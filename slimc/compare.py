@@ -8,7 +8,8 @@ is taken out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,14 @@ def compare(actual: FloatArray, expected: FloatArray, tolerance: float) -> Compa
         worst_input=int(worst.argmax()),
         worst_of_input=worst,
     )
+
+
+def summary(found: Comparison) -> dict[str, Any]:
+    """`found` as plain values, without the errors of single inputs."""
+    values = {field.name: getattr(found, field.name) for field in fields(found) if field.name != "worst_of_input"}
+    if values["margin"] == float("inf"):
+        values["margin"] = None  # JSON has no infinity
+    return {**values, "passed": found.passed}
 
 
 def _check(actual: FloatArray, expected: FloatArray, tolerance: float) -> None:

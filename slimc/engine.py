@@ -13,12 +13,12 @@ from types import ModuleType
 import onnx_ir as oir
 
 from slimc import __version__
-from slimc.backends import cuda, tensorrt, tensorrt_rtx
+from slimc.backends import cuda, ort, tensorrt, tensorrt_rtx
 from slimc.backends.base import run_images
 from slimc.backends.choose import open_session
 from slimc.backends.tensorrt_common import Plan, library_version
 from slimc.compare import Comparison, compare
-from slimc.engine_file import EngineFacts, facts_path, write_facts
+from slimc.engine_file import SUFFIX, EngineFacts, facts_path, write_facts
 from slimc.errors import MismatchError, MissingError, OptionError
 from slimc.export import ExportOptions, Step, export, silent
 from slimc.files import check_writable, replacing
@@ -44,12 +44,17 @@ class EngineOptions:
 
 @dataclass(frozen=True, eq=False)
 class EngineReport:
-    """What `build_engine` did. No comparison: the machine has no GPU, there is no reference, or it was not wanted."""
+    """What `build_engine` did.
+
+    `comparison` is of the engine with the reference, none for the reason `unchecked`: no GPU, no reference, or not
+    wanted. `graph_comparison` is of the half-precision graph, run by ONNX Runtime on the CPU before anything is built.
+    """
 
     engine: Path
     facts: EngineFacts
     comparison: Comparison | None
     unchecked: str
+    graph_comparison: Comparison | None
 
 
 def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
@@ -93,6 +98,9 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         MissingError: no TensorRT, or no GPU where it needs one.
         MismatchError: the engine computes something else than the reference says.
     """
+    check_writable(output)
+    if output.suffix != SUFFIX:
+        raise OptionError(f"--output: {output} does not end in {SUFFIX}, by which the other commands know an engine")
     metadata = read_metadata(model)
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, metadata.target)
@@ -100,8 +108,12 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         typed = Path(directory) / model.name
         with step(f"writing {model.name} in {options.precision}"):
             graph, precision, kept = _typed_model(model, typed, options)
+        graph_comparison = None
+        if options.verify and precision != "fp32" and reference_path(model).is_file() and ort.is_installed():
+            with step("comparing the graph with the reference"):
+                graph_comparison = _check(typed, reference_path(model), TOLERANCE[precision], output)
         with step(f"building for {', '.join(targets) or 'SM80 and newer'}"):
-            plan: Plan = backend.build_plan(typed, targets)
+            plan: Plan = backend.build_plan(typed, targets, model)
     kernels: tuple[Kernel, ...] = backend.read_kernels(model, plan)
     facts = EngineFacts(
         slimc=__version__,
@@ -119,7 +131,8 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         blocks=summarise(kernels, attention_sites(graph)),
         kept_float32=kept,
     )
-    return _finish(model, output, plan, facts, options, step)
+    comparison, unchecked = _finish(model, output, plan, facts, options, step)
+    return EngineReport(output, facts, comparison, unchecked, graph_comparison)
 
 
 def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:
@@ -149,7 +162,7 @@ def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.
 
 def _finish(
     model: Path, output: Path, plan: Plan, facts: EngineFacts, options: EngineOptions, step: Step
-) -> EngineReport:
+) -> tuple[Comparison | None, str]:
     """Check the plan where that can be done, and write it, its JSON and the reference together."""
     reference, copied = reference_path(model), reference_path(output)
     targets = [output, facts_path(output)]
@@ -165,7 +178,7 @@ def _finish(
         if not unchecked:
             with step("comparing with the reference"):
                 comparison = _check(temporary[0], reference, TOLERANCE[facts.precision], output)
-    return EngineReport(output, facts, comparison, unchecked)
+    return comparison, unchecked
 
 
 def _why_unchecked(reference: Path, options: EngineOptions) -> str:
@@ -176,13 +189,15 @@ def _why_unchecked(reference: Path, options: EngineOptions) -> str:
     return cuda.gpu_missing() or ""
 
 
-def _check(engine: Path, reference: Path, tolerance: float, output: Path) -> Comparison:
+def _check(artefact: Path, reference: Path, tolerance: float, output: Path) -> Comparison:
+    """Compare an engine, or the graph that it is to be built from, with the reference."""
     expected = read_reference(reference)
-    found = compare(run_images(open_session(engine), expected.images, str(output)), expected.logits, tolerance)
+    found = compare(run_images(open_session(artefact), expected.images, str(output)), expected.logits, tolerance)
     if not found.passed:
+        kind, hint = ("engine", "; try --no-fused-attention") if artefact.suffix == SUFFIX else ("graph", "")
         raise MismatchError(
-            f"{output}: not written: the engine differs from the PyTorch network by {found.max_rel:.2e} of the logits' "
-            f"spread on input {found.worst_input}, more than {found.tolerance:.0e}; try --no-fused-attention"
+            f"{output}: not written: the {kind} differs from the PyTorch network by {found.max_rel:.2e} of the logits' "
+            f"spread on input {found.worst_input}, more than {found.tolerance:.0e}{hint}"
         )
     return found
 

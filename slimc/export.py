@@ -27,11 +27,11 @@ from slimc.metadata import Metadata, to_props
 from slimc.models.options import ModelOptions, SearchedModel, Variant
 from slimc.onnx_file import data_path, write_model
 from slimc.pipeline import check_passes, compile_model, passes_for
+from slimc.precision import TOLERANCE, Precision, to_half
 from slimc.reference import Reference, reference_path, write_reference
 from slimc.structure import Structure, describe
 from slimc.target import Target
 
-TOLERANCE = 1e-4
 SEED = 0
 _INPUTS = 4
 _CHUNK = 4
@@ -46,7 +46,7 @@ def silent(_text: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to compile and check. `tolerance` is a share of the logits' spread; `data` a folder of further images."""
+    """How to compile and check. `data` is a folder of further images."""
 
     variant: Variant = "slim"
     batch_size: int = 1
@@ -55,7 +55,12 @@ class ExportOptions:
     verify: bool = True
     check_passes: bool = False
     data: Path | None = None
-    tolerance: float = TOLERANCE
+    precision: Precision = "fp32"
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference allowed, as a share of the logits' spread."""
+        return TOLERANCE[self.precision]
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +249,8 @@ def emit_onnx(compiled: Compiled, options: ExportOptions) -> oir.Model:
     )
     model.metadata_props.update(to_props(metadata))
     model.producer_version = metadata.version
+    if options.precision != "fp32":
+        to_half(model, options.precision)
     return model
 
 

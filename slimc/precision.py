@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
 
+from slimc.errors import OptionError
 from slimc.ir import FloatArray
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -37,6 +38,19 @@ float32: rounding of 2^-24 an operation, in the order that a back end likes, ove
 float16: 2^-11 a product, some fifty products deep and independent, so about 2^-11 sqrt(50) = 0.35 % of the spread for
 one logit, and up to three times that for the worst of thousands. bfloat16 has three bits fewer: eight times as much.
 """
+
+
+def find_precision(name: str) -> Precision:
+    """The precision called `name`.
+
+    Raises:
+        OptionError: there is none.
+    """
+    for precision in get_args(Precision):
+        if precision == name:
+            return precision  # type: ignore[no-any-return]
+    raise OptionError(f"--precision: {name!r} is unknown; expected {', '.join(get_args(Precision))}")
+
 
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _MATRIX = frozenset({"Gemm", "MatMul", "Conv"})

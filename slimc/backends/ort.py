@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class OrtSession:
             return Timing(time.perf_counter() - start)
 
         return once
+
+
+def is_installed() -> bool:
+    """Whether ONNX Runtime is on this machine."""
+    return importlib.util.find_spec("onnxruntime") is not None
 
 
 def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None) -> OrtSession:

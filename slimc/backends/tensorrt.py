@@ -36,8 +36,8 @@ def library() -> Library:
     return found
 
 
-def build_plan(path: Path, targets: tuple[str, ...]) -> Plan:
-    """Build the ONNX model at `path` on this machine's GPU, which is the only target there can be.
+def build_plan(path: Path, targets: tuple[str, ...], source: Path) -> Plan:
+    """Build the ONNX model at `path` on this machine's GPU, which is the only target there can be. Errors name `source`.
 
     Raises:
         MissingError: tensorrt or the GPU is missing.
@@ -51,7 +51,7 @@ def build_plan(path: Path, targets: tuple[str, ...]) -> Plan:
             f"--target: TensorRT builds for the GPU it runs on, which is {here}, not for {', '.join(targets)}; "
             "--backend tensorrt-rtx builds for others"
         )
-    return build(trt_library, path)
+    return build(trt_library, path, source)
 
 
 def this_target() -> str:

@@ -70,8 +70,12 @@ def collecting_logger(library: Library, messages: list[Message]) -> trt.ILogger:
     return Collector()
 
 
-def build(library: Library, path: Path, configure: Callable[[trt.IBuilderConfig], None] | None = None) -> Plan:
+def build(
+    library: Library, path: Path, source: Path, configure: Callable[[trt.IBuilderConfig], None] | None = None
+) -> Plan:
     """Build the ONNX model at `path`; `configure` sets what only one of the libraries knows.
+
+    Errors name `source`: the file that the user gave.
 
     Raises:
         ModelFileError: the model does not parse or does not build; the message is the library's own.
@@ -81,7 +85,7 @@ def build(library: Library, path: Path, configure: Callable[[trt.IBuilderConfig]
     # Computed, for its value differs from version to version.
     strongly_typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strongly_typed)
-    _parse(library, network, path, messages)
+    _parse(library, network, path, source, messages)
     config = builder.create_builder_config()
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     config.max_aux_streams = 0
@@ -89,7 +93,7 @@ def build(library: Library, path: Path, configure: Callable[[trt.IBuilderConfig]
         configure(config)
     data = builder.build_serialized_network(network, config)
     if data is None:
-        raise ModelFileError(f"{path}: {library_name(library)} cannot build it: {_errors(messages)}")
+        raise ModelFileError(f"{source}: {library_name(library)} cannot build it: {_errors(messages)}")
     return Plan(
         data=bytes(data),
         inputs=tuple(_network_spec(network.get_input(i)) for i in range(network.num_inputs)),
@@ -98,16 +102,16 @@ def build(library: Library, path: Path, configure: Callable[[trt.IBuilderConfig]
     )
 
 
-def _parse(library: Library, network: trt.INetworkDefinition, path: Path, messages: list[Message]) -> None:
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such ONNX model")
+def _parse(
+    library: Library, network: trt.INetworkDefinition, path: Path, source: Path, messages: list[Message]
+) -> None:
     parser = library.OnnxParser(network, collecting_logger(library, messages))
     parsed = parser.parse_from_file(str(path))
     ignored = [m.text for m in messages if m.level <= 2 and "Unused Input" in m.text]
     if parsed and not ignored:
         return
     errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or ignored or [_errors(messages)]
-    raise ModelFileError(f"{path}: {library_name(library)} cannot parse it: {_one_line(errors[0])}")
+    raise ModelFileError(f"{source}: {library_name(library)} cannot parse it: {_one_line(errors[0])}")
 
 
 def _parser_error(error: trt.ParserError) -> str:

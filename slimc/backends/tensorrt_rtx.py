@@ -37,8 +37,10 @@ def targets_known() -> tuple[str, ...]:
     return tuple(name.lower() for name in names if name.startswith("SM"))
 
 
-def build_plan(path: Path, targets: tuple[str, ...]) -> Plan:
+def build_plan(path: Path, targets: tuple[str, ...], source: Path) -> Plan:
     """Build the ONNX model at `path` for `targets`; for none, one portable engine for SM80 and newer.
+
+    Errors name `source`.
 
     Raises:
         MissingError: tensorrt_rtx is not installed.
@@ -60,7 +62,7 @@ def build_plan(path: Path, targets: tuple[str, ...]) -> Plan:
         for i, target in enumerate(targets):
             config.set_compute_capability(module.ComputeCapability.__members__[target.upper()], i)
 
-    return build(module, path, configure)
+    return build(module, path, source, configure)
 
 
 def read_kernels(_path: Path, plan: Plan) -> tuple[Kernel, ...]:

@@ -74,6 +74,7 @@ def command(
 def _to_json(report: EngineReport) -> dict[str, object]:
     from dataclasses import asdict
 
+    from slimc.compare import summary
     from slimc.engine_file import facts_path
 
     facts = asdict(report.facts)
@@ -84,7 +85,8 @@ def _to_json(report: EngineReport) -> dict[str, object]:
         "description": str(facts_path(report.engine)),
         **facts,
         "kernels": len(report.facts.kernels),
-        "verify": None if found is None else {"max_rel": found.max_rel, "cosine": found.cosine, "passed": found.passed},
+        "verify": None if found is None else summary(found),
+        "verify_graph": None if report.graph_comparison is None else summary(report.graph_comparison),
         "unchecked": report.unchecked or None,
     }
 
@@ -105,6 +107,13 @@ def _print_report(out: Output, report: EngineReport, precision: Precision) -> No
         out.warn(f"attention is not fused in {', '.join(dict.fromkeys(blocks))}: {reason}")
     for name, reason in facts.kept_float32.items():
         out.warn(f"{name} stays float32: {reason}")
+    graph = report.graph_comparison
+    if graph is not None:
+        out.print(
+            f"the {facts.precision} graph on the CPU: {graph.max_rel:.2e} of the logits' spread (tolerance "
+            f"{graph.tolerance:.0e}), top-1 agreement {graph.top1_agreement:.1%}, smallest margin {graph.margin:.3g} "
+            f"against an error of {graph.max_abs:.3g}"
+        )
     found = report.comparison
     if found is None:
         out.print(f"not compared with the reference: {report.unchecked}")

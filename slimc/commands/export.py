@@ -35,6 +35,7 @@ def command(
     ] = False,
     opset: Annotated[int, typer.Option(help="ONNX opset, 17 to 23. 17 is read by the most runtimes.")] = 17,
     target: opt.TargetName = "generic",
+    precision: Annotated[str, typer.Option(help="Of the matrix products: fp32, fp16 or bf16.")] = "fp32",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with the PyTorch network.")] = True,
     data: opt.Data = None,
     check_passes: Annotated[
@@ -57,6 +58,7 @@ def command(
     model_options = opt.model_options(budgets, img_size, num_heads, qk_scale)
 
     from slimc.export import ExportOptions, export
+    from slimc.precision import find_precision
     from slimc.target import find_target
 
     out = Output(json, quiet)
@@ -69,6 +71,7 @@ def command(
             batch_size=batch_size,
             opset=opset,
             target=find_target(target),
+            precision=find_precision(precision),
             verify=verify,
             check_passes=check_passes,
             data=data,
