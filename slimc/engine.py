@@ -121,6 +121,7 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         version=library_version(backend.library()),
         targets=targets,
         precision=precision,
+        variant=metadata.variant,
         source_sha256=_sha256(model.read_bytes()),
         checkpoint_sha256=metadata.source_sha256,
         plan_sha256=_sha256(plan.data),
@@ -147,7 +148,7 @@ def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:
 def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.Graph, str, dict[str, str]]:
     """Write `model` in the wanted precision to `typed`; also its graph, the precision and the weights kept float32."""
     content = oir.load(model)
-    precision = content.metadata_props.get("slimc.precision", "fp32")
+    precision = content.metadata_props["slimc.precision"]
     kept: dict[str, str] = {}
     if options.precision != "fp32":
         if precision != "fp32":

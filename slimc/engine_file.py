@@ -29,6 +29,7 @@ class EngineFacts:
     version: str
     targets: tuple[str, ...]
     precision: str
+    variant: str
     source_sha256: str
     checkpoint_sha256: str
     plan_sha256: str

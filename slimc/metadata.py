@@ -31,6 +31,7 @@ class Metadata:
     slim: Counts
     preprocessing: Preprocessing
     structure: Structure
+    precision: str = "fp32"
     version: str = __version__
 
 
@@ -48,6 +49,7 @@ def to_props(metadata: Metadata) -> dict[str, str]:
         "params": json.dumps({"dense": metadata.dense.params, "slim": metadata.slim.params}),
         "preprocessing": json.dumps({"mean": metadata.preprocessing.mean, "std": metadata.preprocessing.std}),
         "structure": to_json(metadata.structure),
+        "precision": metadata.precision,
     }
     return {PREFIX + key: value for key, value in plain.items()}
 
@@ -91,5 +93,6 @@ def _parse(props: Mapping[str, str]) -> Metadata:
         slim=Counts(macs["slim"], params["slim"]),
         preprocessing=Preprocessing(tuple(preprocessing["mean"]), tuple(preprocessing["std"])),
         structure=from_json(props["structure"]),
+        precision=props["precision"],
         version=props["version"],
     )

@@ -29,10 +29,15 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise OptionError(f"--plot: {path} has the suffix {path.suffix or 'none'!r}; expected {', '.join(SUFFIXES)}")
     check_writable(path)
-    _pyplot()
+    pyplot()
 
 
-def _pyplot() -> Any:  # noqa: ANN401 - a module without types
+def pyplot() -> Any:  # noqa: ANN401 - a module without types
+    """matplotlib.pyplot, drawing to files.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+    """
     try:
         import matplotlib as mpl
     except ImportError:
@@ -45,7 +50,7 @@ def _pyplot() -> Any:  # noqa: ANN401 - a module without types
 
 def plot_structure(structure: Structure, title: str, path: Path) -> None:
     """Draw `structure` to `path`: heads, FFN and tokens over depth, and the life of every patch on the image grid."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
     figure.suptitle(title)
     _heads(axes[0, 0], structure)

@@ -27,6 +27,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 TargetName = Annotated[
     str, typer.Option("--target", help="What the model is for: generic, cpu, sm75, sm80, sm86, sm89, sm120, ...")
 ]
+Threads = Annotated[int | None, typer.Option(help="Threads of one inference on a CPU; default: the back end's choice.")]
+BACKEND_HELP = (
+    "onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino, openvino-bf16; engines run on their own library."
+)
 Data = Annotated[Path | None, typer.Option(metavar="DIR", help="Also compare on the images in this folder.")]
 
 

@@ -1,0 +1,163 @@
+"""Does an artefact, a model or an engine, compute what the PyTorch network does?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from slimc.backends.base import run_images
+from slimc.backends.choose import open_session
+from slimc.compare import Comparison, compare
+from slimc.errors import MismatchError, ModelFileError, OptionError
+from slimc.images import image_files, load_images, seeded_images
+from slimc.models.options import ModelOptions, Variant
+from slimc.precision import TOLERANCE
+from slimc.reference import Reference, read_reference, reference_path
+
+_SEED = 0
+_INPUTS = 4
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What an ONNX model or engine says about itself; `source_sha256` is that of the checkpoint."""
+
+    path: Path
+    precision: str
+    variant: str
+    source_sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The outcome for one artefact; without a comparison, `failure` says why nothing could be compared."""
+
+    artefact: Artefact
+    backend: str
+    comparison: Comparison | None
+    failure: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether there was a comparison and it held."""
+        return self.comparison is not None and self.comparison.passed
+
+
+@dataclass(frozen=True)
+class Against:
+    """What to compare with: a reference, a float32 model or a checkpoint; none for the reference beside the artefact.
+
+    `data` is a folder of further images, whose answers only a model or a checkpoint can give.
+    """
+
+    path: Path | None = None
+    data: Path | None = None
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+    ema: bool | None = None
+
+
+def describe(path: Path) -> Artefact:
+    """What the artefact at `path` says about itself.
+
+    Raises:
+        ModelFileError: it is neither a model nor an engine of slimc's.
+    """
+    if path.suffix == ".engine":
+        from slimc.engine_file import read_engine
+
+        _, facts = read_engine(path)
+        return Artefact(path, facts.precision, facts.variant, facts.checkpoint_sha256)
+    if path.suffix == ".onnx":
+        from slimc.metadata import read_metadata
+
+        metadata = read_metadata(path)
+        return Artefact(path, metadata.precision, metadata.variant, metadata.source_sha256)
+    raise ModelFileError(f"{path}: expected a file that ends in .onnx or .engine")
+
+
+def verify(
+    path: Path,
+    against: Against,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    tolerance: float | None = None,
+) -> Verdict:
+    """Run the artefact at `path` and compare.
+
+    Args:
+        path: an ONNX model or an engine.
+        against: what to compare with.
+        backend: what runs it, see `slimc.backends.choose`.
+        threads: of one inference, on a CPU.
+        tolerance: as a share of the logits' spread; None for that of the artefact's precision.
+
+    Raises:
+        ModelFileError, OptionError: something cannot be used, or does not belong together.
+        MissingError: the back end or a GPU is not on this machine.
+    """
+    artefact = describe(path)
+    reference = expected(artefact, against)
+    session = open_session(path, backend, threads=threads)
+    if tolerance is None:
+        tolerance = TOLERANCE["bf16" if backend.endswith("bf16") else artefact.precision]
+    try:
+        found = compare(run_images(session, reference.images, str(path)), reference.logits, tolerance)
+    except MismatchError as error:
+        return Verdict(artefact, session.backend, None, str(error))
+    return Verdict(artefact, session.backend, found)
+
+
+def expected(artefact: Artefact, against: Against) -> Reference:
+    """Inputs and the logits that `artefact` should yield.
+
+    Raises:
+        ModelFileError: the reference is missing, damaged or of another model.
+        OptionError: a folder of images was given, but nothing that knows the answers.
+    """
+    source = against.path
+    if source is None or source.suffix == ".npz":
+        if against.data is not None:
+            raise OptionError(
+                "--data: needs --against CKPT or ONNX, which tell what the logits of new images should be"
+            )
+        path = reference_path(artefact.path) if source is None else source
+        reference = read_reference(path)
+        _same_model(artefact, path, str(reference.facts.get("source_sha256")), str(reference.facts.get("variant")))
+        return reference
+    if source.suffix == ".onnx":
+        return _from_model(artefact, source, against.data)
+    return _from_checkpoint(artefact, source, against)
+
+
+def _same_model(artefact: Artefact, path: Path, sha256: str, variant: str) -> None:
+    """Slim and masked networks compute the same; the dense one does not."""
+    if sha256 != artefact.source_sha256:
+        raise ModelFileError(f"{path}: of another checkpoint than {artefact.path}")
+    if (variant == "dense") != (artefact.variant == "dense"):
+        raise ModelFileError(f"{path}: of the {variant} network, but {artefact.path} is the {artefact.variant} one")
+
+
+def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Reference:
+    from slimc.metadata import read_metadata
+
+    metadata = read_metadata(source)
+    _same_model(artefact, source, metadata.source_sha256, metadata.variant)
+    files = [] if data is None else image_files(data)
+    images = seeded_images(_INPUTS, metadata.structure.image, _SEED)
+    if files:
+        images = np.concatenate([images, load_images(files, metadata.structure.image, metadata.preprocessing)])
+    return Reference(images, run_images(open_session(source), images, str(source)), {})
+
+
+def _from_checkpoint(artefact: Artefact, source: Path, against: Against) -> Reference:
+    from slimc import frontend
+    from slimc.export import ExportOptions, make_reference
+
+    files = [] if against.data is None else image_files(against.data)
+    checkpoint, searched = frontend.load(source, against.model_options, ema=against.ema)
+    variant: Variant = "dense" if artefact.variant == "dense" else "masked"
+    _same_model(artefact, source, checkpoint.sha256, variant)
+    return make_reference(checkpoint, searched, ExportOptions(variant=variant), files)
