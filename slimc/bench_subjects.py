@@ -89,7 +89,8 @@ def _compiled(
     path: Path, variant: str, backend: str, batch_size: int, options: BenchOptions, folder: Path
 ) -> tuple[Path, int]:
     """The ONNX model or engine of one variant, and its multiply-accumulates per image."""
-    from slimc.export import ExportOptions, compile_checkpoint, write_onnx
+    from slimc.export import ExportOptions, compile_checkpoint, emit_onnx
+    from slimc.onnx_file import write_model
     from slimc.target import find_target
 
     builds = backend in _ENGINE_BACKENDS
@@ -103,7 +104,7 @@ def _compiled(
     model = folder / f"{variant}-{batch_size}-{target.name}-{export.precision}.onnx"
     compiled, _ = compile_checkpoint(path, options.model_options, export, ema=options.ema)
     if not model.exists():
-        write_onnx(compiled, export, model)
+        write_model(emit_onnx(compiled, export), model)
     if not builds:
         return model, compiled.slim.macs
     from slimc.engine import EngineOptions, build_engine
