@@ -23,7 +23,7 @@ class Output:
     def print(self, *what: RenderableType) -> None:
         """Print for people, on stdout."""
         if not (self.json or self.quiet):
-            _console().print(*what, highlight=False)
+            _console().print(*what, highlight=False, markup=False)
 
     def warn(self, text: str) -> None:
         """Print a warning, on stderr."""
@@ -45,18 +45,21 @@ class Output:
         with console.status(text):
             yield
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table: the first column is left-aligned, the others are figures."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, figures: bool = True
+    ) -> None:
+        """Print a table: the first column is left-aligned, the others too unless they are `figures`."""
         if self.json or self.quiet:
             return
         from rich import box
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i else "left", overflow="fold")
+            table.add_column(column, justify="right" if i and figures else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_row(*(Text(str(cell)) for cell in row))
         self.print(table)
 
 

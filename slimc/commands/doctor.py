@@ -20,6 +20,11 @@ def command(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
         findings = examine()
     able = abilities(findings)
     out.result({"findings": [{**asdict(finding), "works": finding.works} for finding in findings], "able": able})
-    out.table("", ("", "found", "for", "to install"), [(f.name, f.found, f.purpose, f.install) for f in findings])
+    out.table(
+        "",
+        ("", "found", "for", "to install"),
+        [(f.name, f.found, f.purpose, f.install) for f in findings],
+        figures=False,
+    )
     for ability, works in able.items():
         out.print(f"{ability.replace('_', ' ')}: {'yes' if works else 'no'}")
