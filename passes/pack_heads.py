@@ -68,11 +68,13 @@ def partition(widths: list[int], target: Target, channel_macs: int) -> tuple[int
     for end in range(1, count + 1):
         choices = []
         for start in range(end):
-            if end - start < min(target.min_heads, count) or (not best[start][2] and start):
+            size = end - start
+            unreachable = start > 0 and not best[start][2]
+            if unreachable or not min(target.min_heads, count) <= size <= (target.max_heads or count):
                 continue
             cost, groups, sizes = best[start]
-            work = (end - start) * rounded(widths[start], target) * channel_macs
-            choices.append((cost + target.group_macs + work, groups + 1, (*sizes, end - start)))
+            work = size * rounded(widths[start], target) * channel_macs
+            choices.append((cost + target.group_macs + work, groups + 1, (*sizes, size)))
         best.append(min(choices) if choices else (float("inf"), 0, ()))
     return best[count][2]
 

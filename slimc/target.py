@@ -12,16 +12,17 @@ from slimc.errors import OptionError
 class Target:
     """Rules that head packing and emission follow.
 
-    `width_multiple` and `min_width` bound head widths, `min_heads` the heads of one batched attention, `key_multiple` the
-    number of keys where ghosts make it free. `group_macs` is what one more group of heads costs, in multiply-accumulates.
-    `spare_query_macs` are what queries that nobody reads may cost where they spare a product of their own. The query bias
-    is added inside the product where `bias_in_product`, else once queries are cut into heads.
+    `width_multiple` and `min_width` bound head widths, `min_heads` and `max_heads` the heads of one batched attention;
+    `key_multiple` is the number of keys where ghosts make it free. `group_macs` is what one more group of heads costs, in
+    multiply-accumulates. `spare_query_macs` are what queries that nobody reads may cost where they spare a product of
+    their own. The query bias is added inside the product where `bias_in_product`, else once queries are cut into heads.
     """
 
     name: str
     width_multiple: int = 1
     min_width: int = 1
     min_heads: int = 1
+    max_heads: int | None = None
     key_multiple: int = 1
     group_macs: float = 3e6
     spare_query_macs: float = 0.0
@@ -38,8 +39,12 @@ def find_target(name: str) -> Target:
     Raises:
         OptionError: there is none.
     """
-    if name in ("generic", "cpu"):
-        return Target(name)
+    if name == "generic":
+        # A head to itself needs no padding: every dimension is exactly what the masks left.
+        return Target(name, max_heads=1)
+    if name == "cpu":
+        # On CPUs it is also the fastest: one head's matrices need no transposing.
+        return Target(name, max_heads=1, spare_query_macs=3e5)
     if name in _TENSOR_CORES:
         return Target(
             name,

@@ -100,7 +100,7 @@ def _row(layer: LayerStructure) -> tuple[str, ...]:
     return (
         layer.name,
         " ".join(map(str, layer.heads)),
-        " + ".join(f"{heads}x{width}" for heads, width in layer.groups) or "constant",
+        _groups(layer.groups),
         str(layer.hidden or "constant"),
         f"{layer.tokens} -> {layer.tokens_out}",
         str(layer.keys),
@@ -108,6 +108,14 @@ def _row(layer: LayerStructure) -> tuple[str, ...]:
         f"{layer.macs / 1e6:,.1f} M",
         f"{share:.2f}",
     )
+
+
+def _groups(groups: tuple[tuple[int, int], ...]) -> str:
+    if not groups:
+        return "constant"
+    if all(heads == 1 for heads, _ in groups):
+        return "one by one"
+    return " + ".join(f"{heads}x{width}" for heads, width in groups)
 
 
 def _text(value: object) -> str:
