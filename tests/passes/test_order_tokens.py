@@ -1,0 +1,58 @@
+"""Patches stand in the order of their lifetimes, so that every cut is a prefix."""
+
+import numpy as np
+from hypothesis import given
+
+from slimc import ir
+from slimc.passes.order_tokens import OrderTokens
+from slimc.passes.remove_dead_tokens import RemoveDeadTokens
+from slimc.pipeline import passes_for
+from slimc.target import find_target
+from tests.networks import assert_same_interface, assert_same_meaning, dense_networks, masked_networks, run
+
+order = OrderTokens()
+pipeline = passes_for(find_target("generic"))
+before = pipeline[: pipeline.index(order)]
+
+
+@given(masked_networks())
+def test_every_cut_takes_a_prefix(network):
+    ordered = run(network, *before, order)
+    for block in ordered.blocks:
+        if block.live is not None:
+            np.testing.assert_array_equal(block.live, np.arange(len(block.live)))
+
+
+@given(masked_networks())
+def test_the_patches_are_the_same_ones(network):
+    prepared = run(network, *before)
+    old, new = prepared.embedding.patch.patches, order(prepared).embedding.patch.patches
+    every = np.arange(network.grid[0] * network.grid[1])
+    np.testing.assert_array_equal(np.sort(every if new is None else new), every if old is None else old)
+    assert ir.block_rows(order(prepared)) == ir.block_rows(prepared)
+
+
+@given(masked_networks())
+def test_the_network_means_the_same(network):
+    assert_same_meaning(network, run(network, *before, order))
+
+
+@given(masked_networks(ored=False))
+def test_token_masks_are_permuted_too(network):
+    """Before positions are removed only the last cut exists, and masks stand beside it."""
+    cut = RemoveDeadTokens()(network)
+    assert_same_meaning(network, order(cut))
+
+
+@given(masked_networks())
+def test_the_interface_is_untouched_and_a_second_run_does_nothing(network):
+    ordered = run(network, *before, order)
+    assert_same_interface(network, ordered)
+    assert order(ordered) is ordered
+
+
+@given(dense_networks())
+def test_patches_of_equal_lifetimes_are_left_as_they_are(network):
+    assert order(network) is network
+    cut = RemoveDeadTokens()(network)
+    assert order(cut) is cut
