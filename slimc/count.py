@@ -91,7 +91,13 @@ def count_params(model: ir.Model, target: Target) -> int:
         if isinstance(block.attention, ir.Attention):
             live = np.arange(rows.entering) if block.live is None else block.live
             params += _projection_params(block.attention, rows.entering, live, target)
-    return params
+    return params - _unused_embedding(model)
+
+
+def _unused_embedding(model: ir.Model) -> int:
+    """Weights of a patch embedding that embeds no patch: they are not emitted."""
+    patch = model.embedding.patch
+    return 0 if ir.embedded_rows(model) > model.prefix else patch.weight.size + _size(patch.bias)
 
 
 def _projection_params(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:

@@ -36,12 +36,6 @@ def emit(model: ir.Model, target: Target, *, batch_size: int = 1, opset: int = D
 
 def _embed(graph: GraphBuilder, model: ir.Model, images: Value) -> Stream:
     embedding, batch = model.embedding, dims(images)[0]
-    patches = (
-        _all_patches(graph, model, images) if embedding.patch.patches is None else _some_patches(graph, model, images)
-    )
-    if embedding.patch_position is not None:
-        position = graph.parameter("pos_embed.patches", embedding.patch_position)
-        patches = graph.add(patches, position, "patch_embed.position")
     prefix = graph.parameter("cls_token", embedding.prefix)
     if embedding.prefix_position is not None:
         prefix = graph.add(prefix, graph.parameter("pos_embed.prefix", embedding.prefix_position), "cls_token.position")
@@ -51,9 +45,21 @@ def _embed(graph: GraphBuilder, model: ir.Model, images: Value) -> Stream:
         prefix = graph.op(
             "Expand", [prefix, graph.constant(np.array(shape, np.int64), "shape")], "cls_token.batch", shape
         )
-    rows = graph.concat([prefix, patches], 1, "embed.rows")
+    parts = [prefix, _patches(graph, model, images)] if ir.embedded_rows(model) > model.prefix else [prefix]
+    rows = graph.concat(parts, 1, "embed.rows")
     matrix = graph.reshape(rows, (batch * dims(rows)[1], model.dim), "embed")
     return Stream(matrix, batch)
+
+
+def _patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
+    """The patches with their positions: [B, patches, C]."""
+    embedding = model.embedding
+    embed = _all_patches if embedding.patch.patches is None else _some_patches
+    patches = embed(graph, model, images)
+    if embedding.patch_position is None:
+        return patches
+    position = graph.parameter("pos_embed.patches", embedding.patch_position)
+    return graph.add(patches, position, "patch_embed.position")
 
 
 def _all_patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
