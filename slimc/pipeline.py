@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slimc import ir
-from slimc.errors import PassError
+from slimc.errors import PassError, ValidationError
 from slimc.interpret import interpret
 from slimc.passes.fold_biases import FoldBiases
 from slimc.passes.fold_constants import FoldConstants
@@ -54,7 +54,8 @@ def compile_model(model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
     """Run `passes` over `model`, validating after each.
 
     Raises:
-        ValidationError, PassError: a defect of a pass, which is named.
+        ValidationError: `model` contradicts itself.
+        PassError: a pass refused its input or has a defect; it is named.
     """
     validate(model)
     for step in passes:
@@ -86,10 +87,9 @@ def check_passes(model: ir.Model, passes: Sequence[Pass], images: ir.FloatArray)
 
 
 def _run(step: Pass, model: ir.Model) -> ir.Model:
+    model = step(model)
     try:
-        model = step(model)
         validate(model)
-    except Exception as error:
-        error.add_note(f"in the pass {type(step).__name__}") if hasattr(error, "add_note") else None
-        raise
+    except ValidationError as error:
+        raise PassError(type(step).__name__, f"left a model that contradicts itself: {error}") from error
     return model
