@@ -1,6 +1,11 @@
 """Settings for every test."""
 
+import os
+
 from hypothesis import HealthCheck, settings
+
+# The networks are tiny: more threads only wait for each other, most of all where tests share the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Examples are whole networks: building one may take longer than hypothesis expects of a number.
 settings.register_profile(

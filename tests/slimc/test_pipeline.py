@@ -121,7 +121,7 @@ def test_a_pass_that_breaks_the_model_is_named():
 
 
 def test_a_model_that_was_broken_before_any_pass_is_blamed_on_none():
-    with pytest.raises(ValidationError, match="blocks.0.live: indices outside the 5 rows"):
+    with pytest.raises(ValidationError, match=r"blocks.0.live: indices outside the 5 rows"):
         compile_model(TearABlock()(dense_network(SMALL, 0)), (FoldScales(),))
 
 
