@@ -1,10 +1,10 @@
-"""Latency in ONNX Runtime on this CPU: timm's own dense export against slimc's dense, masked, slim and regular-twin models.
+"""Latency in ONNX Runtime on this CPU: timm's dense export against slimc's dense, masked, slim and regular-twin models.
 
     python -m benchmarks.latency --sizes deit-t deit-s --threads 1 2 --batch-sizes 1 8 [--json latency.json]
 
-All models of a row run in turns in one process, spinning off. Printed are medians of the per-round ratios to timm's model and
-the realised share of the MAC cut, (1 - t / t_timm) / (1 - MACs / MACs_dense), with the fewest MACs the masks allow.
-The regular twin has the same number of kept channels, spread evenly: every head of a layer has the same width.
+All models of a row run in turns in one process, spinning off. Printed are medians of the per-round ratios to timm's model
+and the realised share of the MAC cut, (1 - t / t_timm) / (1 - MACs / MACs_dense), with the fewest MACs the masks allow. The
+regular twin has the same number of kept channels, spread evenly: every head of a layer has the same width.
 """
 
 from __future__ import annotations
