@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimc import ir
+from slimc.emit_absorbed import absorbed_macs, absorbed_params, absorbs
 from slimc.emit_projection import ghost_rows, head_groups, projects_once
 from slimc.target import Target
 
@@ -63,6 +64,8 @@ def classifier_macs(classifier: ir.Classifier) -> int:
 
 
 def _attention_macs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
+    if absorbs(attention, entering, live, target):
+        return absorbed_macs(attention, entering, live, target)
     keys = np.arange(entering) if attention.rows is None else attention.rows
     columns = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
     once = projects_once(attention, entering, live, target)
@@ -106,6 +109,8 @@ def _projection_params(attention: ir.Attention, entering: int, live: ir.IndexArr
     Where every query is constant, its bias becomes a Constant node and its weights are not needed.
     """
     heads = attention.heads
+    if absorbs(attention, entering, live, target):
+        return absorbed_params(attention) - sum(array.size for array in ir.arrays(heads))
     if attention.rows is not None and not np.isin(live, attention.rows).any():
         return -sum(head.query.weight.size + _size(head.query.bias) for head in heads)
     biased = any(head.query.bias is not None for head in heads)

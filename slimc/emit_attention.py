@@ -11,7 +11,8 @@ import math
 import numpy as np
 
 from slimc import ir
-from slimc.emit_projection import Operands, ghost_rows, head_groups, project
+from slimc.emit_absorbed import absorbs, emit_absorbed
+from slimc.emit_projection import Operands, ghost_bias, ghost_rows, head_groups, project
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.stream import Stream
 from slimc.target import Target
@@ -26,17 +27,27 @@ def emit_attention(
     if attention.token_mask is not None:
         column = normalised.column(graph, attention.token_mask)
         normalised = normalised.replace(graph.mul(normalised.matrix, column, f"{block}.norm1.mask"))
+    if absorbs(attention, stream.rows, live, target):
+        joined, weight = emit_absorbed(graph, attention, normalised, live, name, target)
+    else:
+        joined = _mix_groups(graph, attention, normalised, live, name, target)
+        weight = np.concatenate([head.output for head in attention.heads], axis=1)
+    bias = None if attention.output_bias is None else graph.parameter(f"{name}.proj.bias", attention.output_bias)
+    branch = graph.gemm(joined, graph.parameter(f"{name}.proj.weight", weight), bias, f"{name}.proj")
+    return branch if attention.residual_scale == 1.0 else graph.scale(branch, attention.residual_scale, f"{name}.scale")
+
+
+def _mix_groups(
+    graph: GraphBuilder, attention: ir.Attention, normalised: Stream, live: ir.IndexArray, name: str, target: Target
+) -> Value:
+    """What all heads mix: [B * live, sum of widths]."""
     groups = head_groups(attention)
     operands = project(graph, attention, normalised, live, name, target)
     mixed = []
     for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
         label = name if len(groups) == 1 else f"{name}.group{i}"
         mixed.append(_mix(graph, attention, group, operand, label, target))
-    joined = graph.concat(mixed, 1, f"{name}.joined")
-    weight = np.concatenate([head.output for head in attention.heads], axis=1)
-    bias = None if attention.output_bias is None else graph.parameter(f"{name}.proj.bias", attention.output_bias)
-    branch = graph.gemm(joined, graph.parameter(f"{name}.proj.weight", weight), bias, f"{name}.proj")
-    return branch if attention.residual_scale == 1.0 else graph.scale(branch, attention.residual_scale, f"{name}.scale")
+    return graph.concat(mixed, 1, f"{name}.joined")
 
 
 def _mix(
@@ -59,7 +70,7 @@ def _mix(
         key, value = _with_ghosts(graph, rows, key, value, name)
     scores = graph.matmul(query, key, f"{name}.scores")
     if rows != attention.ghosts:
-        scores = graph.add(scores, _ghost_bias(graph, scores, attention.ghosts, rows), f"{name}.scores.ghosts")
+        scores = graph.add(scores, ghost_bias(graph, scores, attention.ghosts, rows), f"{name}.scores.ghosts")
     mixed = graph.matmul(graph.softmax(scores, f"{name}.softmax"), value, f"{name}.mixed")
     if len(group) > 1:
         mixed = graph.transpose(mixed, (0, 2, 1, 3), f"{name}.merged")
@@ -89,11 +100,3 @@ def _with_ghosts(graph: GraphBuilder, rows: int, key: Value, value: Value, name:
     no_values = graph.constant(np.zeros((*dims(value)[:-2], rows, dims(value)[-1]), np.float32), "zeros")
     key = graph.concat([key, no_keys], axis, f"{name}.k.ghosts")
     return key, graph.concat([value, no_values], axis - 1, f"{name}.v.ghosts")
-
-
-def _ghost_bias(graph: GraphBuilder, scores: Value, ghosts: int, rows: int) -> Value:
-    """What is added to the scores so that their last `rows` columns count for `ghosts`."""
-    shape = [1] * (len(dims(scores)) - 1) + [dims(scores)[-1]]
-    bias = np.zeros(shape, np.float32)
-    bias[..., -rows:] = math.log(ghosts / rows)
-    return graph.constant(bias, "ghosts")

@@ -8,6 +8,7 @@ them queries have a product of their own.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,14 @@ def head_groups(attention: ir.Attention) -> list[tuple[ir.Head, ...]]:
 def ghost_rows(keys: int, ghosts: int, target: Target) -> int:
     """Zero rows to append to `keys` keys that stand for `ghosts` ghosts; none where there are no ghosts."""
     return 0 if ghosts == 0 else -keys % target.key_multiple or target.key_multiple
+
+
+def ghost_bias(graph: GraphBuilder, scores: Value, ghosts: int, rows: int) -> Value:
+    """What is added to the scores so that their last `rows` columns count for `ghosts`."""
+    shape = [1] * (len(dims(scores)) - 1) + [dims(scores)[-1]]
+    bias = np.zeros(shape, np.float32)
+    bias[..., -rows:] = math.log(ghosts / rows)
+    return graph.constant(bias, "ghosts")
 
 
 def projects_once(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> bool:

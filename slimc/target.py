@@ -16,6 +16,7 @@ class Target:
     `key_multiple` is the number of keys where ghosts make it free. `group_macs` is what one more group of heads costs, in
     multiply-accumulates. `spare_query_macs` are what queries that nobody reads may cost where they spare a product of
     their own. The query bias is added inside the product where `bias_in_product`, else once queries are cut into heads.
+    `absorb` lets attentions of few queries do without keys and values, which costs fused attention kernels.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Target:
     group_macs: float = 3e6
     spare_query_macs: float = 0.0
     bias_in_product: bool = True
+    absorb: bool = False
 
 
 _TENSOR_CORES = ("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm120", "sm121")
@@ -44,7 +46,7 @@ def find_target(name: str) -> Target:
         return Target(name, max_heads=1)
     if name == "cpu":
         # On CPUs it is also the fastest: one head's matrices need no transposing.
-        return Target(name, max_heads=1, spare_query_macs=3e5)
+        return Target(name, max_heads=1, spare_query_macs=3e5, absorb=True)
     if name in _TENSOR_CORES:
         return Target(
             name,
