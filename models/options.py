@@ -26,6 +26,10 @@ class ModelOptions:
     budget_attn: float | None = None
     budget_mlp: float | None = None
     budget_patch: float | None = None
+    keep_rate: float | None = None
+    keep_ratios: tuple[float, ...] | None = None
+    pruning_loc: tuple[int, ...] | None = None
+    skip_lam: float | None = None
 
     def refuse(self, system: str, *names: str) -> None:
         """Raise an OptionError where one of the options `names` is given though `system` has no such thing."""

@@ -22,7 +22,7 @@ from slimc.models.geometry import image_size
 from slimc.models.options import ModelOptions, SearchedModel, Variant
 from slimc.models.vit_slim_masks import Budgets, Masks, Zetas, binary_masks, check_budget, full_masks
 from slimc.models.vit_slim_network import MaskedVisionTransformer, VitSlimConfig
-from slimc.models.weights import Weights
+from slimc.models.weights import Weights, split_heads
 
 
 def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
@@ -33,6 +33,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
         BudgetError: the budgets are missing or cannot be used.
         OptionError: an option contradicts the shapes.
     """
+    options.refuse("ViT-Slim", "keep_rate", "keep_ratios", "pruning_loc", "skip_lam")
     weights = Weights(checkpoint.path, checkpoint.state)
     config = read_config(weights, checkpoint.path, checkpoint.args, options)
     zetas = [_zetas(weights, config, layer) for layer in range(config.depth)]
@@ -167,9 +168,10 @@ def _block(weights: Weights, config: VitSlimConfig, layer: int, masks: Masks) ->
     name, dim, hidden = f"blocks.{layer}", config.dim, config.hidden[layer]
     attention = ir.Attention(
         norm=weights.norm(f"{name}.norm1", dim, config.eps),
-        heads=_split_heads(
+        heads=split_heads(
             weights.linear(f"{name}.attn.qkv", 3 * dim, dim, bias=config.qkv_bias),
             weights.take(f"{name}.attn.proj.weight", (dim, dim)),
+            config.heads,
             masks.attn,
         ),
         output_bias=weights.take(f"{name}.attn.proj.bias", (dim,)),
@@ -184,19 +186,6 @@ def _block(weights: Weights, config: VitSlimConfig, layer: int, masks: Masks) ->
         token_mask=masks.patch,
     )
     return ir.Block(name, attention, mlp)
-
-
-def _split_heads(qkv: ir.Linear, output: ir.FloatArray, masks: ir.FloatArray) -> tuple[ir.Head, ...]:
-    """Heads of a fused projection, whose rows are laid out as (3, H, d)."""
-    heads, width = masks.shape
-    weight = qkv.weight.reshape(3, heads, width, -1)
-    bias = None if qkv.bias is None else qkv.bias.reshape(3, heads, width)
-
-    def part(i: int, head: int) -> ir.Linear:
-        return ir.Linear(weight[i, head], None if bias is None else bias[i, head])
-
-    columns = output.reshape(-1, heads, width)
-    return tuple(ir.Head(part(0, h), part(1, h), part(2, h), columns[:, h], masks[h]) for h in range(heads))
 
 
 def _classifier(weights: Weights, config: VitSlimConfig) -> ir.Classifier:

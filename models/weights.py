@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from slimc.errors import CheckpointError
-from slimc.ir import FloatArray, LayerNorm, Linear
+from slimc.ir import FloatArray, Head, LayerNorm, Linear
 
 
 class Weights:
@@ -96,6 +96,23 @@ class Weights:
             raise CheckpointError(
                 f"{self._path}: unexpected {left[0]}{more} in the state dict: not a network slimc knows"
             )
+
+
+def split_heads(qkv: Linear, output: FloatArray, heads: int, masks: FloatArray | None = None) -> tuple[Head, ...]:
+    """Heads of a fused projection whose rows are laid out as (3, H, d), with the columns of `output` [C, H d] and, where
+    there are any, `masks` [H, d].
+    """
+    weight = qkv.weight.reshape(3, heads, -1, qkv.weight.shape[1])
+    bias = None if qkv.bias is None else qkv.bias.reshape(3, heads, -1)
+    columns = output.reshape(len(output), heads, -1)
+
+    def part(i: int, head: int) -> Linear:
+        return Linear(weight[i, head], None if bias is None else bias[i, head])
+
+    def mask(head: int) -> FloatArray | None:
+        return None if masks is None else masks[head]
+
+    return tuple(Head(part(0, h), part(1, h), part(2, h), columns[:, h], mask(h)) for h in range(heads))
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ Notation: B images, N rows of the stream, P prefix rows (cls, dist), C = dim, F 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -102,10 +103,42 @@ class Constant:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """x = x[live] + attention(x); x = x + mlp(x). A branch that adds nothing is none.
+class TokenScorer:
+    """How much each patch row x [N, C] of an image is worth keeping (DynamicViT, arXiv 2106.02034, section 3.2).
 
-    `live` are the rows of the entering stream that leave the attention branch, none for all: the others end there.
+    With n = norm(x): local = gelu(local(n)) and context = the mean of gelu(context(n)) over the rows still kept, both
+    [C/2]. The layers, a GELU between two, map [local, context] to two logits, keep and drop; the score is the
+    log-softmax of keep. A last layer of one output is the difference keep - drop, of which that log-softmax is a rising
+    function; it is the score then.
+    """
+
+    norm: LayerNorm
+    local: Linear
+    context: Linear
+    layers: tuple[Linear, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SelectTokens:
+    """Keep the `keep` patch rows of the highest score, image by image; all where there are no more than that.
+
+    Equal scores: the earlier row is kept. A NaN counts as the highest score. The first `prefix` rows always stay first;
+    the kept rows follow in any order, on which nothing depends. With `drop` the others leave the stream. Without, they
+    stay in it as the training network has it: from here on no attention takes them as keys, no scorer counts them or
+    selects them again, and the classifier does not read them.
+    """
+
+    scorer: TokenScorer
+    keep: int
+    prefix: int
+    drop: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """x = select(x); x = x[live] + attention(x); x = x + mlp(x). A branch that adds nothing is none.
+
+    `live` are the rows of the stream entering the attention that leave it, none for all: the others end there.
     `name` is the module path in the checkpoint, such as ``blocks.3``.
     """
 
@@ -113,11 +146,35 @@ class Block:
     attention: Attention | Constant | None
     mlp: Mlp | Constant | None
     live: IndexArray | None = None
+    select: SelectTokens | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the channels, all [C], as in evaluation."""
+
+    weight: FloatArray
+    bias: FloatArray
+    mean: FloatArray
+    variance: FloatArray
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """relu(norm(conv(x) + bias)): weight [out, in, k, k] with k odd, zero padding k // 2 on every side, and a stride."""
+
+    weight: FloatArray
+    bias: FloatArray | None
+    stride: int
+    norm: BatchNorm | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class PatchEmbed:
     """Non-overlapping patches of the image, each mapped to a row: weight [C, 3, p, p], bias [C] or none.
+
+    Where the embedding has a stem, patches of the stem's output: weight [C, channels of the stem, p, p].
 
     `patches` are the positions on the patch grid (row-major) that are embedded, in the order of the stream; none for all.
     """
@@ -131,20 +188,23 @@ class PatchEmbed:
 class Embedding:
     """The stream's first rows: prefix tokens [P, C], then the patches; position embeddings are added to both.
 
-    `prefix_position` is [P, C], `patch_position` [number of patches, C]; none means zero.
+    `prefix_position` is [P, C], `patch_position` [number of patches, C]; none means zero. `stem` are convolutions that
+    the image passes before it is cut into patches.
     """
 
     patch: PatchEmbed
     prefix: FloatArray
     prefix_position: FloatArray | None
     patch_position: FloatArray | None
+    stem: tuple[Convolution, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """logits = scale * sum over i of heads[i](norm(x)[rows[i]]).
+    """logits = scale * sum over i of heads[i](norm(x)[rows[i]]) + max over the patch rows of auxiliary(norm(x)).
 
-    `pre_logits` (a linear layer, then tanh) stands before the head where there is one.
+    `pre_logits` (a linear layer, then tanh) stands before the heads where there is one; `auxiliary` reads the norm. Its
+    maximum is class by class.
     """
 
     norm: LayerNorm
@@ -152,6 +212,7 @@ class Classifier:
     heads: tuple[Linear, ...]
     pre_logits: Linear | None = None
     scale: float = 1.0
+    auxiliary: Linear | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +237,15 @@ class Model:
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along height and width."""
-        p, q = self.embedding.patch.weight.shape[2:]
+        p, q = self.patch
         return self.image[0] // p, self.image[1] // q
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels of the image."""
+        stride = math.prod(convolution.stride for convolution in self.embedding.stem)
+        height, width = self.embedding.patch.weight.shape[2:]
+        return height * stride, width * stride
 
     @property
     def prefix(self) -> int:
@@ -187,8 +255,9 @@ class Model:
 
 @dataclass(frozen=True)
 class BlockRows:
-    """Rows of the stream at one block: entering it, and after its attention branch."""
+    """Rows of the stream at one block: before its selection, entering its attention, and leaving that."""
 
+    before: int
     entering: int
     leaving: int
 
@@ -199,12 +268,20 @@ def embedded_rows(model: Model) -> int:
     return model.prefix + (model.grid[0] * model.grid[1] if patches is None else len(patches))
 
 
+def selected_rows(select: SelectTokens | None, rows: int) -> int:
+    """Rows that `select` leaves of a stream of `rows`."""
+    if select is None or not select.drop:
+        return rows
+    return min(rows, select.prefix + select.keep)
+
+
 def block_rows(model: Model) -> tuple[BlockRows, ...]:
-    """Rows entering and leaving the attention branch of every block."""
+    """Rows of the stream at every block."""
     rows, counts = embedded_rows(model), []
     for block in model.blocks:
-        leaving = rows if block.live is None else len(block.live)
-        counts.append(BlockRows(rows, leaving))
+        entering = selected_rows(block.select, rows)
+        leaving = entering if block.live is None else len(block.live)
+        counts.append(BlockRows(rows, entering, leaving))
         rows = leaving
     return tuple(counts)
 

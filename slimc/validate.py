@@ -21,6 +21,7 @@ def validate(model: ir.Model) -> None:
     """
     _embedding(model)
     for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
+        _select(f"{block.name}.select", block.select, model, rows.before)
         _indices(f"{block.name}.live", block.live, rows.entering)
         if isinstance(block.attention, ir.Attention):
             _attention(f"{block.name}.attn", block.attention, model.dim, rows.entering)
@@ -37,15 +38,51 @@ def validate(model: ir.Model) -> None:
 
 def _embedding(model: ir.Model) -> None:
     embedding = model.embedding
-    height, width = embedding.patch.weight.shape[2:]
+    height, width = model.patch
     if model.image[0] % height or model.image[1] % width:
         raise ValidationError(f"embedding: patches of {height}x{width} do not tile an image of {model.image}")
-    _shape("embedding.patch.weight", embedding.patch.weight, (model.dim, 3, height, width))
+    channels = _stem(embedding.stem)
+    kernel = embedding.patch.weight.shape[2:]
+    _shape("embedding.patch.weight", embedding.patch.weight, (model.dim, channels, *kernel))
     _shape("embedding.patch.bias", embedding.patch.bias, (model.dim,))
     _indices("embedding.patch.patches", embedding.patch.patches, model.grid[0] * model.grid[1])
     _shape("embedding.prefix_position", embedding.prefix_position, (model.prefix, model.dim))
     patches = ir.embedded_rows(model) - model.prefix
     _shape("embedding.patch_position", embedding.patch_position, (patches, model.dim))
+
+
+def _stem(stem: tuple[ir.Convolution, ...]) -> int:
+    """Check the stem and return its output channels."""
+    channels = 3
+    for i, convolution in enumerate(stem):
+        name, (out, _, *kernel) = f"embedding.stem[{i}]", convolution.weight.shape
+        _shape(f"{name}.weight", convolution.weight, (out, channels, kernel[0], kernel[0]))
+        if kernel[0] % 2 == 0 or convolution.stride < 1:
+            raise ValidationError(f"{name}: needs an odd kernel and a positive stride")
+        _shape(f"{name}.bias", convolution.bias, (out,))
+        if convolution.norm is not None:
+            for field in ("weight", "bias", "mean", "variance"):
+                _shape(f"{name}.norm.{field}", getattr(convolution.norm, field), (out,))
+        channels = out
+    return channels
+
+
+def _select(name: str, select: ir.SelectTokens | None, model: ir.Model, rows: int) -> None:
+    if select is None:
+        return
+    if select.prefix != model.prefix or select.keep < 1 or rows <= select.prefix:
+        raise ValidationError(f"{name}: keeps {select.keep} of {rows} rows, {select.prefix} of them prefix")
+    scorer = select.scorer
+    half = scorer.local.weight.shape[0]
+    _norm(f"{name}.norm", scorer.norm, model.dim)
+    _linear(f"{name}.local", scorer.local, half, model.dim)
+    _linear(f"{name}.context", scorer.context, scorer.context.weight.shape[0], model.dim)
+    features = half + scorer.context.weight.shape[0]
+    for i, layer in enumerate(scorer.layers):
+        _linear(f"{name}.layers[{i}]", layer, layer.weight.shape[0], features)
+        features = layer.weight.shape[0]
+    if not scorer.layers or features not in (1, 2):
+        raise ValidationError(f"{name}: a score from {features} features, expected 1 or 2")
 
 
 def _attention(name: str, attention: ir.Attention, dim: int, rows: int) -> None:
@@ -107,6 +144,10 @@ def _classifier(model: ir.Model) -> None:
         _linear("classifier.pre_logits", classifier.pre_logits, features, dim)
     for head in classifier.heads:
         _linear("classifier.heads", head, model.classes, features)
+    if classifier.auxiliary is not None:
+        _linear("classifier.auxiliary", classifier.auxiliary, model.classes, dim)
+        if rows <= model.prefix:
+            raise ValidationError(f"classifier.auxiliary: no patch row among {rows}")
 
 
 def _norm(name: str, norm: ir.LayerNorm, dim: int) -> None:
