@@ -75,4 +75,10 @@ def _embedding(embedding: Embedding, len_patches: int) -> Embedding:
     prefix = embedding.prefix
     if embedding.prefix_position is not None:
         prefix = prefix + embedding.prefix_position
-    return Embedding(replace(embedding.patch, bias=None), prefix, None, position)
+    return replace(
+        embedding,
+        patch=replace(embedding.patch, bias=None),
+        prefix=prefix,
+        prefix_position=None,
+        patch_position=position,
+    )

@@ -4,7 +4,8 @@
 
 The branch before a constant adds its bias to every row that the constant reaches, computed or not (a row outside the
 FFN's row set gets down(gelu(up.bias)), which contains the bias as well). Where no branch stands before, the constant goes
-into the embedding: prefix tokens and patch positions. Exact; a later reader of the stream sees the same sum.
+into the embedding: prefix tokens and patch positions. A selection ends the way, as its scorer reads the stream: there
+the constant stays an attention branch. Exact; a later reader of the stream sees the same sum.
 
 Refuses a residual scale other than 1 on the branch before (FoldScales).
 """
@@ -21,7 +22,7 @@ from slimc.ir import Attention, Block, Constant, Embedding, FloatArray, Linear, 
 
 @dataclass(frozen=True)
 class FoldConstants:
-    """Leave no constant branch in the model."""
+    """Leave no constant branch in the model that another branch or the embedding can take."""
 
     def __call__(self, model: Model) -> Model:
         """`model` without constant branches; the same object where there is none."""
@@ -33,6 +34,8 @@ class FoldConstants:
         for block in reversed(model.blocks):
             mlp, pending = _absorb_mlp(block.mlp, pending)
             attention, pending = _absorb_attention(block.attention, pending)
+            if block.select is not None and pending is not None:
+                attention, pending = Constant(pending), None
             blocks.append(replace(block, attention=attention, mlp=mlp))
         model = replace(model, blocks=tuple(reversed(blocks)))
         if pending is None:

@@ -3,7 +3,8 @@
 A transformer block treats the rows of its stream alike: permuting the patches permutes the rows and changes no logit, as
 long as position embeddings, row sets and masks are permuted with them. Ordered by falling lifetime (ties keep the grid's
 order), the rows that leave any block are the first ones of those that entered: the emitter's gathers become slices, which
-cost next to nothing. Exact; prefix tokens stay in front.
+cost next to nothing. Exact; prefix tokens stay in front. Where rows are selected by the image, every patch lives until
+then and no row is a fixed patch after it: nothing to order.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class OrderTokens:
 
     def __call__(self, model: Model) -> Model:
         """`model` with its patches reordered; the same object where they are in order already."""
+        if any(block.select is not None for block in model.blocks):
+            return model
         lifetimes = _lifetimes(model)
         order = np.argsort(-lifetimes, kind="stable")
         if (order == np.arange(len(order))).all():

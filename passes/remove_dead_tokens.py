@@ -6,7 +6,8 @@ the classifier reads it. Going backwards from the classifier,
     needed before block l  =  needed after block l  united with  the rows that attention l sees
 
 A row needed before the attention of block l but not after it is a key there and no query: `live` cuts it. A row that block
-0 does not need is never embedded: its patch is dropped before the patch embedding.
+0 does not need is never embedded: its patch is dropped before the patch embedding. Which rows a selection keeps is not
+known here, so it needs every row that enters it; an auxiliary head reads every patch.
 
 Exact: no value that reaches the classifier changes. In the last block only the classifier's rows keep a query, an output
 projection and an FFN. Refuses nothing; token masks count as sight of every row.
@@ -19,7 +20,18 @@ from typing import TypeVar
 
 import numpy as np
 
-from slimc.ir import Attention, Block, BoolArray, Embedding, IndexArray, Mlp, Model, block_rows, embedded_rows
+from slimc.ir import (
+    Attention,
+    Block,
+    BlockRows,
+    BoolArray,
+    Embedding,
+    IndexArray,
+    Mlp,
+    Model,
+    block_rows,
+    embedded_rows,
+)
 
 Branch = TypeVar("Branch", Attention, Mlp)
 
@@ -33,18 +45,22 @@ class RemoveDeadTokens:
         rows = block_rows(model)
         needed = np.zeros(rows[-1].leaving if rows else embedded_rows(model), bool)
         needed[list(model.classifier.rows)] = True
+        if model.classifier.auxiliary is not None:
+            needed[model.prefix :] = True
         after = [needed]
         for block, count in zip(reversed(model.blocks), reversed(rows), strict=True):
-            after.append(_needed_before(block, after[-1], count.entering))
+            after.append(_needed_before(block, after[-1], count))
         after.reverse()
         if all(mask.all() for mask in after):
             return model
         return _cut(model, after)
 
 
-def _needed_before(block: Block, needed_after: BoolArray, entering: int) -> np.ndarray:
-    needed = np.zeros(entering, bool)
-    needed[_live(block, entering)[needed_after]] = True
+def _needed_before(block: Block, needed_after: BoolArray, rows: BlockRows) -> BoolArray:
+    if block.select is not None:
+        return np.ones(rows.before, bool)
+    needed = np.zeros(rows.entering, bool)
+    needed[_live(block, rows.entering)[needed_after]] = True
     if isinstance(block.attention, Attention):
         needed[slice(None) if block.attention.rows is None else block.attention.rows] = True
     return needed
@@ -57,7 +73,9 @@ def _live(block: Block, entering: int) -> IndexArray:
 def _cut(model: Model, needed: list[BoolArray]) -> Model:
     """`model` with only the rows that `needed` marks before each block and after the last."""
     blocks = []
-    for block, before, after in zip(model.blocks, needed[:-1], needed[1:], strict=True):
+    for block, rows, before, after in zip(model.blocks, block_rows(model), needed[:-1], needed[1:], strict=True):
+        if block.select is not None:
+            before = np.ones(rows.entering, bool)  # noqa: PLW2901 - what enters the attention is what was selected
         live = _live(block, len(before))[after]
         attention, mlp = block.attention, block.mlp
         if isinstance(attention, Attention):
@@ -66,9 +84,9 @@ def _cut(model: Model, needed: list[BoolArray]) -> Model:
             mlp = _restrict(mlp, after)
         renumbered = _renumber(live, before)
         identity = len(renumbered) == before.sum() and (renumbered == np.arange(len(renumbered))).all()
-        blocks.append(Block(block.name, attention, mlp, None if identity else renumbered))
-    rows = tuple(int(row) for row in _renumber(np.array(model.classifier.rows, np.int64), needed[-1]))
-    classifier = replace(model.classifier, rows=rows)
+        blocks.append(replace(block, attention=attention, mlp=mlp, live=None if identity else renumbered))
+    read = tuple(int(row) for row in _renumber(np.array(model.classifier.rows, np.int64), needed[-1]))
+    classifier = replace(model.classifier, rows=read)
     return replace(model, embedding=_embedding(model, needed[0]), blocks=tuple(blocks), classifier=classifier)
 
 
@@ -97,7 +115,8 @@ def _embedding(model: Model, needed: BoolArray) -> Embedding:
     positions = embedding.patch.patches
     positions = np.arange(len(patches)) if positions is None else positions
     whole = patches.all() and embedding.patch.patches is None
-    return Embedding(
+    return replace(
+        embedding,
         patch=replace(embedding.patch, patches=None if whole else positions[patches]),
         prefix=embedding.prefix[prefix],
         prefix_position=None if embedding.prefix_position is None else embedding.prefix_position[prefix],

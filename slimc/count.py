@@ -31,8 +31,8 @@ def count(model: ir.Model, target: Target) -> Counts:
 
 def count_macs(model: ir.Model, target: Target) -> int:
     """MACs of `model` for one image."""
-    blocks = sum(block_macs(model, target))
-    return embedding_macs(model) + blocks + classifier_macs(model.classifier)
+    blocks = sum(block_macs(model, target)) + sum(selection_macs(model))
+    return embedding_macs(model) + blocks + classifier_macs(model)
 
 
 def block_macs(model: ir.Model, target: Target) -> tuple[int, ...]:
@@ -50,14 +50,39 @@ def block_macs(model: ir.Model, target: Target) -> tuple[int, ...]:
     return tuple(counts)
 
 
+def selection_macs(model: ir.Model) -> tuple[int, ...]:
+    """MACs of the scorer before every block for one image; 0 where nothing is selected."""
+    return tuple(
+        0 if block.select is None else _scorer_macs(block.select.scorer, rows.before)
+        for block, rows in zip(model.blocks, ir.block_rows(model), strict=True)
+    )
+
+
+def _scorer_macs(scorer: ir.TokenScorer, rows: int) -> int:
+    """Every row is scored, prefix rows too; the context is averaged and goes through its half of the first layer once."""
+    context, first = len(scorer.context.weight), scorer.layers[0].weight
+    shared = len(first) * context
+    each = scorer.local.weight.size + scorer.context.weight.size + first.size - shared
+    each += sum(layer.weight.size for layer in scorer.layers[1:])
+    return rows * (each + context) + shared
+
+
 def embedding_macs(model: ir.Model) -> int:
-    """MACs of the patch embedding for one image."""
-    return (ir.embedded_rows(model) - model.prefix) * model.embedding.patch.weight.size
+    """MACs of the stem and the patch embedding for one image."""
+    macs, (height, width) = 0, model.image
+    for convolution in model.embedding.stem:
+        height, width = ((side - 1) // convolution.stride + 1 for side in (height, width))
+        macs += height * width * convolution.weight.size
+    return macs + (ir.embedded_rows(model) - model.prefix) * model.embedding.patch.weight.size
 
 
-def classifier_macs(classifier: ir.Classifier) -> int:
+def classifier_macs(model: ir.Model) -> int:
     """MACs behind the last block for one image."""
+    classifier = model.classifier
     macs = sum(head.weight.size for head in classifier.heads)
+    if classifier.auxiliary is not None:
+        rows = ir.block_rows(model)[-1].leaving if model.blocks else ir.embedded_rows(model)
+        macs += (rows - model.prefix) * classifier.auxiliary.weight.size
     if classifier.pre_logits is not None:
         macs += classifier.pre_logits.weight.size * len(classifier.rows)
     return macs

@@ -11,6 +11,9 @@ import onnx_ir as oir
 
 from slimc import ir
 from slimc.emit_attention import emit_attention
+from slimc.emit_stem import emit_stem
+from slimc.emit_tokens import Kept, emit_select
+from slimc.errors import InternalError
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.passes.remove_empty import idle_output
 from slimc.stream import Stream
@@ -28,9 +31,12 @@ def emit(model: ir.Model, target: Target, *, batch_size: int = 1, opset: int = D
     graph = GraphBuilder(opset)
     images = graph.input("images", (batch_size, 3, *model.image))
     stream = _embed(graph, model, images)
+    kept: Kept | None = None
     for block in model.blocks:
-        stream = _block(graph, block, stream, target)
-    logits = _classify(graph, model.classifier, stream)
+        if block.select is not None:
+            stream, kept = emit_select(graph, block.select, stream, kept, block.name)
+        stream = _block(graph, block, stream, target, kept)
+    logits = _classify(graph, model, stream, kept)
     return oir.Model(graph.build([logits], "slimc"), ir_version=_IR_VERSIONS[opset], producer_name="slimc")
 
 
@@ -54,6 +60,7 @@ def _embed(graph: GraphBuilder, model: ir.Model, images: Value) -> Stream:
 def _patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
     """The patches with their positions: [B, patches, C]."""
     embedding = model.embedding
+    images = emit_stem(graph, embedding.stem, images)
     embed = _all_patches if embedding.patch.patches is None else _some_patches
     patches = embed(graph, model, images)
     if embedding.patch_position is None:
@@ -92,12 +99,14 @@ def _some_patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
     return graph.reshape(embedded, (batch, count, model.dim), "patch_embed.rows")
 
 
-def _block(graph: GraphBuilder, block: ir.Block, stream: Stream, target: Target) -> Stream:
+def _block(graph: GraphBuilder, block: ir.Block, stream: Stream, target: Target, kept: Kept | None) -> Stream:
     entering, name = stream, block.name
+    if kept is not None and block.live is not None:
+        raise InternalError(f"{name}: rows are cut after a selection that hides some")
     live = np.arange(stream.rows) if block.live is None else block.live
     stream = entering.take(graph, live, f"{name}.live")
     if isinstance(block.attention, ir.Attention):
-        branch = emit_attention(graph, block.attention, entering, live, name, target)
+        branch = emit_attention(graph, block.attention, entering, live, name, target, kept)
         stream = stream.replace(graph.add(stream.matrix, branch, f"{name}.attn.residual"))
     elif isinstance(block.attention, ir.Constant):
         bias = graph.parameter(f"{name}.attn.proj.bias", block.attention.vector)
@@ -139,8 +148,9 @@ def _linear(graph: GraphBuilder, linear: ir.Linear, x: Value, name: str) -> Valu
     return graph.gemm(x, weight, bias, name)
 
 
-def _classify(graph: GraphBuilder, classifier: ir.Classifier, stream: Stream) -> Value:
-    plain = len(classifier.heads) == 1 and classifier.scale == 1.0
+def _classify(graph: GraphBuilder, model: ir.Model, stream: Stream, kept: Kept | None) -> Value:
+    classifier = model.classifier
+    plain = len(classifier.heads) == 1 and classifier.scale == 1.0 and classifier.auxiliary is None
     norm: tuple[Value, Value] | None = None
     total: Value | None = None
     for i, (row, head) in enumerate(zip(classifier.rows, classifier.heads, strict=True)):
@@ -159,7 +169,29 @@ def _classify(graph: GraphBuilder, classifier: ir.Classifier, stream: Stream) ->
         weight = graph.parameter(f"{name}.weight", head.weight)
         bias = None if head.bias is None else graph.parameter(f"{name}.bias", head.bias)
         logits = graph.gemm(features, weight, bias, "logits" if plain else name)
-        last = i == len(classifier.heads) - 1 and classifier.scale == 1.0
+        last = i == len(classifier.heads) - 1 and classifier.scale == 1.0 and classifier.auxiliary is None
         total = logits if total is None else graph.add(total, logits, "logits" if last else "head.sum")
     assert total is not None
-    return total if classifier.scale == 1.0 else graph.scale(total, classifier.scale, "logits")
+    assert norm is not None
+    if classifier.scale != 1.0:
+        total = graph.scale(total, classifier.scale, "logits" if classifier.auxiliary is None else "head.scaled")
+    if classifier.auxiliary is None:
+        return total
+    patches = stream.take(graph, np.arange(model.prefix, stream.rows), "aux_head.rows")
+    largest = _auxiliary(graph, classifier.auxiliary, classifier.norm.eps, norm, patches, kept)
+    return graph.add(total, largest, "logits")
+
+
+def _auxiliary(
+    graph: GraphBuilder, head: ir.Linear, eps: float, norm: tuple[Value, Value], patches: Stream, kept: Kept | None
+) -> Value:
+    """The largest of every class over the patches that are visible: [B, classes]."""
+    attributes = {"axis": -1, "epsilon": eps}
+    n = graph.op("LayerNormalization", [patches.matrix, *norm], "aux_head.norm", dims(patches.matrix), attributes)
+    logits = patches.replace(_linear(graph, head, n, "aux_head")).images(graph, "aux_head.images")
+    if kept is not None:
+        batch, rows = dims(kept.rows)
+        column = graph.reshape(kept.bias, (batch, rows, 1), "aux_head.hiding")
+        bias = graph.take(column, np.arange(rows - patches.rows, rows), 1, "aux_head.hiding.patches")
+        logits = graph.add(logits, bias, "aux_head.visible")
+    return graph.largest(logits, 1, "aux_head.largest")

@@ -13,24 +13,31 @@ import numpy as np
 from slimc import ir
 from slimc.emit_absorbed import absorbs, emit_absorbed
 from slimc.emit_projection import Operands, ghost_bias, ghost_rows, head_groups, project
+from slimc.emit_tokens import Kept
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.stream import Stream
 from slimc.target import Target
 
 
 def emit_attention(
-    graph: GraphBuilder, attention: ir.Attention, stream: Stream, live: ir.IndexArray, block: str, target: Target
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    stream: Stream,
+    live: ir.IndexArray,
+    block: str,
+    target: Target,
+    kept: Kept | None = None,
 ) -> Value:
-    """What the branch adds to the `live` rows of `stream`: [B * live, C]."""
+    """What the branch adds to the `live` rows of `stream`: [B * live, C]; `kept` are the rows that may be keys."""
     name = f"{block}.attn"
     normalised = stream.replace(graph.layer_norm(stream.matrix, attention.norm, f"{block}.norm1", f"{block}.norm1"))
     if attention.token_mask is not None:
         column = normalised.column(graph, attention.token_mask)
         normalised = normalised.replace(graph.mul(normalised.matrix, column, f"{block}.norm1.mask"))
-    if absorbs(attention, stream.rows, live, target):
+    if kept is None and absorbs(attention, stream.rows, live, target):
         joined, weight = emit_absorbed(graph, attention, normalised, live, name, target)
     else:
-        joined = _mix_groups(graph, attention, normalised, live, name, target)
+        joined = _mix_groups(graph, attention, normalised, live, name, target, None if kept is None else kept.bias)
         weight = np.concatenate([head.output for head in attention.heads], axis=1)
     bias = None if attention.output_bias is None else graph.parameter(f"{name}.proj.bias", attention.output_bias)
     branch = graph.gemm(joined, graph.parameter(f"{name}.proj.weight", weight), bias, f"{name}.proj")
@@ -38,15 +45,21 @@ def emit_attention(
 
 
 def _mix_groups(
-    graph: GraphBuilder, attention: ir.Attention, normalised: Stream, live: ir.IndexArray, name: str, target: Target
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    normalised: Stream,
+    live: ir.IndexArray,
+    name: str,
+    target: Target,
+    hidden: Value | None,
 ) -> Value:
-    """What all heads mix: [B * live, sum of widths]."""
+    """What all heads mix: [B * live, sum of widths]; `hidden` is added to the scores."""
     groups = head_groups(attention)
     operands = project(graph, attention, normalised, live, name, target)
     mixed = []
     for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
         label = name if len(groups) == 1 else f"{name}.group{i}"
-        mixed.append(_mix(graph, attention, group, operand, label, target))
+        mixed.append(_mix(graph, attention, group, operand, label, target, hidden))
     return graph.concat(mixed, 1, f"{name}.joined")
 
 
@@ -57,6 +70,7 @@ def _mix(
     operands: Operands,
     name: str,
     target: Target,
+    hidden: Value | None,
 ) -> Value:
     """softmax(q k^T) v of one group: [B * Nq, H * dv]."""
     query, key, value = operands.query, operands.key, operands.value
@@ -71,6 +85,10 @@ def _mix(
     scores = graph.matmul(query, key, f"{name}.scores")
     if rows != attention.ghosts:
         scores = graph.add(scores, ghost_bias(graph, scores, attention.ghosts, rows), f"{name}.scores.ghosts")
+    if hidden is not None:
+        alone = (*dims(scores)[:-2], 1, dims(scores)[-1])
+        hiding = hidden if len(group) > 1 else graph.reshape(hidden, alone, f"{name}.hiding")
+        scores = graph.add(scores, hiding, f"{name}.scores.hidden")
     mixed = graph.matmul(graph.softmax(scores, f"{name}.softmax"), value, f"{name}.mixed")
     if len(group) > 1:
         mixed = graph.transpose(mixed, (0, 2, 1, 3), f"{name}.merged")

@@ -20,4 +20,8 @@ def load(path: Path, options: ModelOptions, *, ema: bool | None = None) -> tuple
         from slimc.models import vit_slim
 
         return checkpoint, vit_slim.load(checkpoint, options)
+    if checkpoint.system == "dynamic_vit":
+        from slimc.models import dynamic_vit
+
+        return checkpoint, dynamic_vit.load(checkpoint, options)
     raise CheckpointError(f"{path}: {checkpoint.system} checkpoints cannot be compiled yet")

@@ -113,7 +113,8 @@ class GraphBuilder:
         """`x` with another shape; `x` itself where it has that shape."""
         if dims(x) == tuple(shape):
             return x
-        return self.op("Reshape", [x, self.constant(np.array(shape, np.int64), "shape")], name, shape)
+        inputs = [x, self.constant(np.array(shape, np.int64), "shape")]
+        return self.op("Reshape", inputs, name, shape, dtype=x.dtype or oir.DataType.FLOAT)
 
     def transpose(self, x: Value, axes: Sequence[int], name: str) -> Value:
         """`x` with its axes permuted."""
@@ -152,6 +153,23 @@ class GraphBuilder:
             return x
         bounds = [self.constant(np.array([n], np.int64), "slice") for n in (first, first + count, axis)]
         return self.op("Slice", [x, *bounds], name, shape)
+
+    def top_k(self, x: Value, count: int, name: str) -> Value:
+        """Positions [B, count] of the largest entries of `x` [B, N], largest first, the first of equal ones first."""
+        shape = (dims(x)[0], count)
+        values = self._value(f"{name}.values", shape, oir.DataType.FLOAT)
+        positions = self._value(name, shape, oir.DataType.INT64)
+        inputs = [x, self.constant(np.array([count], np.int64), "count")]
+        self._nodes.append(oir.node("TopK", inputs, {"axis": 1}, outputs=[values, positions], name=name))
+        return positions
+
+    def largest(self, x: Value, axis: int, name: str) -> Value:
+        """The largest entry along `axis`, which goes."""
+        shape = [size for i, size in enumerate(dims(x)) if i != axis]
+        if self.opset >= 18:
+            axes = self.constant(np.array([axis], np.int64), "axes")
+            return self.op("ReduceMax", [x, axes], name, shape, {"keepdims": 0})
+        return self.op("ReduceMax", [x], name, shape, {"axes": [axis], "keepdims": 0})
 
     def softmax(self, x: Value, name: str) -> Value:
         """Softmax over the last axis."""

@@ -9,9 +9,12 @@ import numpy as np
 from slimc import ir
 from slimc.errors import PassError, ValidationError
 from slimc.interpret import interpret
+from slimc.passes.drop_tokens import DropUnselectedTokens
+from slimc.passes.fold_batch_norm import FoldBatchNorm
 from slimc.passes.fold_biases import FoldBiases
 from slimc.passes.fold_constants import FoldConstants
 from slimc.passes.fold_scales import FoldScales
+from slimc.passes.fold_scores import FoldScores
 from slimc.passes.order_tokens import OrderTokens
 from slimc.passes.pack_heads import PackHeads
 from slimc.passes.remove_channels import RemoveMaskedChannels
@@ -29,7 +32,11 @@ CHECK_TOLERANCE = 1e-9
 def passes_for(target: Target) -> tuple[Pass, ...]:
     """The passes that make a searched model slim."""
     return (
-        # Channels first: every later pass has less to move, and biases count only after their mask.
+        # First: fewer rows for all that follows, whose row sets count those that are left.
+        DropUnselectedTokens(),
+        FoldScores(),
+        FoldBatchNorm(),
+        # Channels next: every later pass has less to move, and biases count only after their mask.
         RemoveMaskedChannels(),
         RemoveMaskedHidden(),
         FoldScales(),
