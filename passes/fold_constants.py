@@ -18,6 +18,7 @@ import numpy as np
 
 from slimc.errors import PassError
 from slimc.ir import Attention, Block, Constant, Embedding, FloatArray, Linear, Mlp, Model, embedded_rows
+from slimc.passes.rewrite import with_blocks
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,23 @@ class FoldConstants:
             mlp, pending = _absorb_mlp(block.mlp, pending)
             attention, pending = _absorb_attention(block.attention, pending)
             if block.select is not None and pending is not None:
-                attention, pending = Constant(pending), None
-            blocks.append(replace(block, attention=attention, mlp=mlp))
-        model = replace(model, blocks=tuple(reversed(blocks)))
+                blocks.append(_stop(block, pending, mlp))
+                pending = None
+            elif attention is block.attention and mlp is block.mlp:
+                blocks.append(block)
+            else:
+                blocks.append(replace(block, attention=attention, mlp=mlp))
+        model = with_blocks(model, tuple(reversed(blocks)))
         if pending is None:
             return model
         return replace(model, embedding=_absorb_embedding(model, pending))
+
+
+def _stop(block: Block, pending: FloatArray, mlp: Mlp | None) -> Block:
+    """A block whose selection the constant `pending` must not pass; the block itself where it is so already."""
+    if isinstance(block.attention, Constant) and block.attention.vector is pending and mlp is block.mlp:
+        return block
+    return replace(block, attention=Constant(pending), mlp=mlp)
 
 
 def _absorb_mlp(branch: Mlp | Constant | None, pending: FloatArray | None) -> tuple[Mlp | None, FloatArray | None]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.interpret import apply, gelu
+from slimc.interpret_linear import apply, gelu
 from slimc.ir import Attention, Block, Constant, FloatArray, Mlp, Model
 from slimc.passes.rewrite import AttentionBranch, MlpBranch, map_branches, with_blocks
 

@@ -11,7 +11,7 @@ import onnx_ir as oir
 
 from slimc import ir
 from slimc.emit_attention import emit_attention
-from slimc.emit_stem import emit_stem
+from slimc.emit_convolution import emit_convolution
 from slimc.emit_tokens import Kept, emit_select
 from slimc.errors import InternalError
 from slimc.graph import GraphBuilder, Value, dims
@@ -60,7 +60,6 @@ def _embed(graph: GraphBuilder, model: ir.Model, images: Value) -> Stream:
 def _patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
     """The patches with their positions: [B, patches, C]."""
     embedding = model.embedding
-    images = emit_stem(graph, embedding.stem, images)
     embed = _all_patches if embedding.patch.patches is None else _some_patches
     patches = embed(graph, model, images)
     if embedding.patch_position is None:

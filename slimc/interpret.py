@@ -6,13 +6,13 @@ here is fast on purpose.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from slimc.interpret_linear import Float64, apply, gelu, normalise
+from slimc.interpret_tokens import Stream, kept_patches, select_tokens
 from slimc.ir import (
     Attention,
     BatchNorm,
@@ -25,25 +25,9 @@ from slimc.ir import (
     FloatArray,
     Head,
     IndexArray,
-    LayerNorm,
-    Linear,
     Mlp,
     Model,
-    SelectTokens,
-    TokenScorer,
 )
-
-Float64 = npt.NDArray[np.float64]
-_ERF = np.frompyfunc(math.erf, 1, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """Rows [B, N, C], the patch each came from [B, N] (negative for prefix rows), and whether it is still kept [B, N]."""
-
-    rows: Float64
-    patches: IndexArray
-    kept: BoolArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,44 +65,6 @@ def start(model: Model, images: Float64) -> Stream:
         patches = np.arange(rows.shape[1] - model.prefix)
     shape = rows.shape[:2]
     return Stream(rows, np.broadcast_to(np.r_[np.arange(-model.prefix, 0), patches], shape), np.ones(shape, bool))
-
-
-def kept_patches(stream: Stream) -> IndexArray:
-    """The patches that are kept, ascending, [B, K]."""
-    seen = stream.kept & (stream.patches >= 0)
-    return np.stack([np.sort(patches[mask]) for patches, mask in zip(stream.patches, seen, strict=True)])
-
-
-def select_tokens(select: SelectTokens, stream: Stream) -> Stream:
-    """The stream after a selection."""
-    p = select.prefix
-    kept = stream.kept[:, p:]
-    score = score_tokens(select.scorer, stream.rows[:, p:], kept)
-    score = np.where(kept, np.where(np.isnan(score), np.inf, score), -np.inf)
-    best = np.argsort(-score, axis=1, kind="stable")[:, : select.keep]
-    if not select.drop:
-        chosen = np.zeros_like(kept)
-        np.put_along_axis(chosen, best, values=True, axis=1)
-        return replace(stream, kept=np.concatenate([stream.kept[:, :p], chosen & kept], axis=1))
-    rows = np.concatenate([np.broadcast_to(np.arange(p), (len(best), p)), best + p], axis=1)
-    return Stream(
-        rows=np.take_along_axis(stream.rows, rows[..., None], 1),
-        patches=np.take_along_axis(stream.patches, rows, 1),
-        kept=np.take_along_axis(stream.kept, rows, 1),
-    )
-
-
-def score_tokens(scorer: TokenScorer, x: Float64, kept: BoolArray) -> Float64:
-    """Scores [B, N] of the patch rows [B, N, C], of which `kept` [B, N] make the context."""
-    n = normalise(scorer.norm, x)
-    context = gelu(apply(scorer.context, n))
-    mean = (context * kept[..., None]).sum(1, keepdims=True) / kept.sum(1)[:, None, None]
-    y = np.concatenate([gelu(apply(scorer.local, n)), np.broadcast_to(mean, context.shape)], axis=-1)
-    for layer in scorer.layers[:-1]:
-        y = gelu(apply(layer, y))
-    y = apply(scorer.layers[-1], y)
-    # log softmax(y)[0], for two logits.
-    return -np.logaddexp(0.0, y[..., 1] - y[..., 0]) if y.shape[-1] == 2 else y[..., 0]
 
 
 def embed(embedding: Embedding, images: Float64) -> Float64:
@@ -229,26 +175,6 @@ def classify(classifier: Classifier, x: Float64, kept: BoolArray) -> Float64:
         patches = normalise(classifier.norm, x[:, x.shape[1] - kept.shape[1] :])
         logits = logits + np.where(kept[..., None], apply(classifier.auxiliary, patches), -np.inf).max(1)
     return logits
-
-
-def normalise(norm: LayerNorm, x: Float64) -> Float64:
-    """LayerNorm over the last axis."""
-    centred = x - x.mean(-1, keepdims=True)
-    variance = np.square(centred).mean(-1, keepdims=True)
-    scaled: Float64 = centred / np.sqrt(variance + norm.eps) * norm.weight.astype(np.float64)
-    return scaled + norm.bias
-
-
-def apply(linear: Linear, x: Float64) -> Float64:
-    """`linear` over the last axis."""
-    y: Float64 = x @ linear.weight.astype(np.float64).T
-    return y if linear.bias is None else y + linear.bias
-
-
-def gelu(x: Float64) -> Float64:
-    """Exact GELU: x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415)."""
-    erf: Float64 = _ERF(x / np.sqrt(2.0)).astype(np.float64)
-    return x * 0.5 * (1.0 + erf)
 
 
 def _visible(n: Float64, mask: FloatArray | None, rows: Any | None) -> Float64:  # noqa: ANN401

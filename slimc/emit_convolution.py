@@ -1,4 +1,4 @@
-"""Emission of a convolutional stem."""
+"""Emission of the convolutions that stand before the patches."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ from slimc import ir
 from slimc.graph import GraphBuilder, Value, dims
 
 
-def emit_stem(graph: GraphBuilder, stem: tuple[ir.Convolution, ...], images: Value) -> Value:
-    """What the patches are cut from: [B, channels, height, width]."""
-    x = images
-    for i, convolution in enumerate(stem, 1):
-        x = _convolution(graph, convolution, x, i)
-    return x
-
-
-def _convolution(graph: GraphBuilder, convolution: ir.Convolution, x: Value, i: int) -> Value:
+def emit_convolution(graph: GraphBuilder, convolution: ir.Convolution, x: Value, i: int) -> Value:
+    """The `i`-th stage of a stem, counted from 1: [B, in, height, width] to [B, out, height / stride, width / stride]."""
     name = f"patch_embed.conv{i}"
     out, _, kernel, _ = convolution.weight.shape
     inputs = [x, graph.parameter(f"{name}.weight", convolution.weight)]
