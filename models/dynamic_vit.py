@@ -55,7 +55,15 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
         network=lambda variant: build_network(checkpoint, config, variant),
         settings={"keep_ratios": list(ratios), "keep": list(config.keep), "pruning_loc": list(config.pruning_loc)},
         details={"family": shapes.family, "skip_lam": config.skip_lam},
+        select=select,
     )
+
+
+def select(network: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Logits [B, classes], and the patches [B, K] that each stage of a DynamicViT network keeps, best first."""
+    assert isinstance(network, DynamicVisionTransformer)
+    selected = network.select(images)
+    return selected.logits, selected.kept
 
 
 def read_shapes(weights: Weights, checkpoint: Checkpoint) -> Shapes:
@@ -181,11 +189,16 @@ def _block(weights: Weights, config: DynamicVitConfig, layer: int) -> ir.Block:
 def _select(weights: Weights, config: DynamicVitConfig, layer: int) -> ir.SelectTokens | None:
     if layer not in config.pruning_loc:
         return None
-    stage, dim = config.pruning_loc.index(layer), config.dim
-    half, name = dim // 2, f"score_predictor.{stage}"
+    index = config.pruning_loc.index(layer)
+    scorer = _scorer(weights, config, f"score_predictor.{index}")
+    return None if config.stage(layer) is None else ir.SelectTokens(scorer, config.keep[index], prefix=1, drop=False)
+
+
+def _scorer(weights: Weights, config: DynamicVitConfig, name: str) -> ir.TokenScorer:
+    dim, half = config.dim, config.dim // 2
     into = weights.linear(f"{name}.in_conv.1", dim, dim)
     assert into.bias is not None
-    scorer = ir.TokenScorer(
+    return ir.TokenScorer(
         norm=weights.norm(f"{name}.in_conv.0", dim, config.predictor_eps),
         local=ir.Linear(into.weight[:half], into.bias[:half]),
         context=ir.Linear(into.weight[half:], into.bias[half:]),
@@ -195,7 +208,6 @@ def _select(weights: Weights, config: DynamicVitConfig, layer: int) -> ir.Select
             weights.linear(f"{name}.out_conv.4", 2, dim // 4),
         ),
     )
-    return ir.SelectTokens(scorer, config.keep[stage], prefix=1, drop=False)
 
 
 def _classifier(weights: Weights, config: DynamicVitConfig) -> ir.Classifier:

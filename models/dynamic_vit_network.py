@@ -26,7 +26,8 @@ _EXPONENT_LIMIT = 30.0
 class DynamicVitConfig:
     """Geometry of a DynamicViT network.
 
-    `keep` are the patches kept by each predictor, which stands before the block of the same entry in `pruning_loc`.
+    `keep` are the patches kept by each predictor, which stands before the block of the same entry in `pruning_loc`. A
+    predictor that would keep all patches that are left keeps them in evaluation, and its scores play no part.
     LV-ViT: `stem` are its convolutions as (channels, kernel), `auxiliary` says that a second head reads the patches, and
     `skip_lam` divides the residual branches.
     """
@@ -48,6 +49,14 @@ class DynamicVitConfig:
     predictor_eps: float = 1e-5
     batch_norm_eps: float = 1e-5
 
+    def stage(self, layer: int) -> int | None:
+        """The predictor before the block `layer` that drops patches in evaluation; none where there is none."""
+        if layer not in self.pruning_loc:
+            return None
+        stage = self.pruning_loc.index(layer)
+        left = min((self.patches, *self.keep[:stage]))
+        return stage if self.keep[stage] < left else None
+
     @property
     def patches(self) -> int:
         """Patches of an image before any is dropped."""
@@ -56,7 +65,7 @@ class DynamicVitConfig:
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """What evaluation computes: logits [B, classes], and each stage's kept patches [B, K], the highest score first."""
+    """What evaluation computes: logits [B, classes], and the patches [B, K] kept by each stage that drops any, best first."""
 
     logits: Tensor
     kept: tuple[Tensor, ...]
@@ -195,8 +204,8 @@ class DynamicVisionTransformer(nn.Module):
         patches = torch.arange(x.shape[1] - 1, device=x.device).expand(len(x), -1)
         kept = []
         for i, block in enumerate(self.blocks):
-            if i in self.config.pruning_loc:
-                stage = self.config.pruning_loc.index(i)
+            stage = self.config.stage(i)
+            if stage is not None:
                 logits = self.score_predictor[stage](x[:, 1:], torch.ones_like(patches, dtype=x.dtype))
                 order = (logits[..., 0] - logits[..., 1]).argsort(dim=1, descending=True, stable=True)
                 order = order[:, : self.config.keep[stage]]

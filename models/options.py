@@ -43,7 +43,8 @@ class SearchedModel:
     """A checkpoint, understood: the network in IR as the research code runs it and with every mask at one.
 
     `network` builds the PyTorch network of a variant ("masked" or "dense"), in eval mode, float32: the reference that the
-    emitted model is verified against. `settings` are the budgets or keep rates in force, for reports.
+    emitted model is verified against. `settings` are the budgets or keep rates in force, for reports. Where the network
+    selects tokens, `select` maps it and images to logits and the patches [B, K] that each stage keeps, best first.
     """
 
     system: str
@@ -53,3 +54,4 @@ class SearchedModel:
     settings: Mapping[str, Any]
     details: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    select: Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, tuple[torch.Tensor, ...]]] | None = None

@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from slimc.onnx_file import data_path, write_model
 from slimc.pipeline import check_passes, compile_model, passes_for
 from slimc.precision import TOLERANCE, Precision, to_half
 from slimc.reference import Reference, reference_path, write_reference
+from slimc.selection import Agreement, compare_selected
 from slimc.structure import Structure, describe
 from slimc.target import Target
 
@@ -85,6 +86,7 @@ class ExportReport:
     compiled: Compiled
     comparison: Comparison | None
     seconds: Mapping[str, float]
+    agreement: Agreement | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as the keys of ``--json``."""
@@ -96,7 +98,7 @@ class ExportReport:
             **compiled.searched.settings,
             "params": {"dense": compiled.dense.params, "slim": compiled.slim.params},
             "macs": {"dense": compiled.dense.macs, "slim": compiled.slim.macs},
-            "verify": None if found is None else _verify_json(found),
+            "verify": None if found is None else _verify_json(found, self.agreement),
             "seconds": dict(self.seconds),
         }
         if compiled.pass_errors is not None:
@@ -104,7 +106,7 @@ class ExportReport:
         return result
 
 
-def _verify_json(found: Comparison) -> dict[str, Any]:
+def _verify_json(found: Comparison, agreement: Agreement | None) -> dict[str, Any]:
     return {
         "max_abs": found.max_abs,
         "max_rel": found.max_rel,
@@ -114,6 +116,7 @@ def _verify_json(found: Comparison) -> dict[str, Any]:
         "worst_input": found.worst_input,
         "tolerance": found.tolerance,
         "passed": found.passed,
+        **({} if agreement is None else {"kept": asdict(agreement)}),
     }
 
 
@@ -220,10 +223,12 @@ def export(
             gc.collect()  # the graph's cycles
         with watch.stage("verify", "comparing with the PyTorch network"):
             reference = make_reference(compiled.checkpoint, searched, options, files)
-            comparison = verify_file(onnx_temporary, reference, options, output) if options.verify else None
+            comparison, agreement = None, None
+            if options.verify:
+                comparison, agreement = verify_file(onnx_temporary, reference, options, output)
             write_reference(reference_temporary, _seeded_part(reference, options))
     total = {**seconds, **watch.seconds, "total": time.perf_counter() - start}
-    return ExportReport(output, reference_path(output), compiled, comparison, total)
+    return ExportReport(output, reference_path(output), compiled, comparison, total, agreement)
 
 
 def _without_weights(compiled: Compiled) -> Compiled:
@@ -265,8 +270,11 @@ def make_reference(
     if files:
         images = np.concatenate([images, load_images(files, searched.masked.image, searched.preprocessing)])
     network = searched.network("dense" if options.variant == "dense" else "masked")
+    select = searched.select if options.variant != "dense" else None
     with torch.inference_mode():
-        chunks = [network(chunk).numpy() for chunk in torch.split(torch.from_numpy(images), _CHUNK)]
+        pieces = torch.split(torch.from_numpy(images), _CHUNK)
+        outputs = [(network(piece), ()) if select is None else select(network, piece) for piece in pieces]
+    kept = tuple(torch.cat(stage).numpy() for stage in zip(*(stages for _, stages in outputs), strict=True))
     facts = {
         "source_sha256": checkpoint.sha256,
         "variant": options.variant,
@@ -274,26 +282,35 @@ def make_reference(
         "seeded": count_seeded,
         "tolerance": options.tolerance,
     }
-    return Reference(images, np.concatenate(chunks), facts)
+    return Reference(images, torch.cat([logits for logits, _ in outputs]).numpy(), facts, kept)
 
 
 def _seeded_part(reference: Reference, options: ExportOptions) -> Reference:  # noqa: ARG001
     """The reference that is shipped: the seeded inputs only, which keeps it small."""
     seeded = int(reference.facts["seeded"])
-    return Reference(reference.images[:seeded], reference.logits[:seeded], reference.facts)
+    kept = tuple(array[:seeded] for array in reference.kept)
+    return Reference(reference.images[:seeded], reference.logits[:seeded], reference.facts, kept)
 
 
-def verify_file(path: Path, reference: Reference, options: ExportOptions, output: Path) -> Comparison:
+def verify_file(
+    path: Path, reference: Reference, options: ExportOptions, output: Path
+) -> tuple[Comparison, Agreement | None]:
     """Compare the ONNX model at `path`, which is to become `output`, with `reference` in ONNX Runtime.
+
+    Also how far the kept patches agree, where the model selects any.
 
     Raises:
         MismatchError: they differ by more than the tolerance.
     """
-    session = ort.load(path)
-    found = compare(run_images(session, reference.images, str(output)), reference.logits, options.tolerance)
+    agreement = None
+    if reference.kept:
+        found, agreement = compare_selected(path, reference, options.tolerance, source=str(output))
+    else:
+        session = ort.load(path)
+        found = compare(run_images(session, reference.images, str(output)), reference.logits, options.tolerance)
     if not found.passed:
         raise MismatchError(
             f"{output}: not written: the ONNX model differs from the PyTorch network by {found.max_rel:.2e} of the logits' "
             f"spread on input {found.worst_input}, more than {found.tolerance:.0e}"
         )
-    return found
+    return found, agreement

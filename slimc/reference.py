@@ -1,6 +1,7 @@
 """The reference beside a model: inputs and what the PyTorch network made of them, for machines without torch.
 
-``model.reference.npz`` holds `images` [n, 3, H, W] float32, `logits` [n, classes] float32 and `facts`, a JSON text.
+``model.reference.npz`` holds `images` [n, 3, H, W] float32, `logits` [n, classes] float32 and `facts`, a JSON text; of a
+network that selects tokens also `kept_0`, `kept_1`, ... [n, K] int64, the patches that each stage keeps.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from typing import Any
 import numpy as np
 
 from slimc.errors import ModelFileError
-from slimc.ir import FloatArray
+from slimc.ir import FloatArray, IndexArray
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Inputs, expected logits, and facts: `source_sha256`, `variant`, `seed`, `tolerance` (of the logits' spread)."""
+    """Inputs, expected logits, and facts: `source_sha256`, `variant`, `seed`, `tolerance` (of the logits' spread).
+
+    `kept` are the patches that each selection keeps, [n, K] by grid position; empty where nothing is selected.
+    """
 
     images: FloatArray
     logits: FloatArray
     facts: Mapping[str, Any]
+    kept: tuple[IndexArray, ...] = ()
 
 
 def reference_path(model: Path) -> Path:
@@ -35,8 +40,9 @@ def reference_path(model: Path) -> Path:
 def write_reference(path: Path, reference: Reference) -> None:
     """Write `reference` to `path`, compressed; the same reference gives the same bytes."""
     facts = np.array(json.dumps(dict(reference.facts), sort_keys=True))
+    kept: dict[str, Any] = {f"kept_{stage}": array for stage, array in enumerate(reference.kept)}
     with path.open("wb") as file:
-        np.savez_compressed(file, images=reference.images, logits=reference.logits, facts=facts)
+        np.savez_compressed(file, images=reference.images, logits=reference.logits, facts=facts, **kept)
 
 
 def read_reference(path: Path) -> Reference:
@@ -49,6 +55,7 @@ def read_reference(path: Path) -> Reference:
         with np.load(path, allow_pickle=False) as content:
             images, logits = content["images"], content["logits"]
             facts = json.loads(str(content["facts"]))
+            kept = tuple(content[f"kept_{stage}"] for stage in range(len(content.files) - 3))
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such reference; slimc export writes it beside the model") from None
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
@@ -56,4 +63,6 @@ def read_reference(path: Path) -> Reference:
     fits = images.ndim == 4 and logits.ndim == 2 and len(images) == len(logits) and isinstance(facts, dict)
     if not fits or images.dtype != np.float32 or logits.dtype != np.float32:
         raise ModelFileError(f"{path}: not a reference that slimc wrote (shapes {images.shape} and {logits.shape})")
-    return Reference(images, logits, facts)
+    if any(array.ndim != 2 or len(array) != len(images) or array.dtype != np.int64 for array in kept):
+        raise ModelFileError(f"{path}: not a reference that slimc wrote (patches kept {[a.shape for a in kept]})")
+    return Reference(images, logits, facts, kept)

@@ -107,6 +107,11 @@ def _print_report(out: Output, report: ExportReport) -> None:
             f"(tolerance {found.tolerance:.0e}), cosine {found.cosine:.9f}, top-1 agreement {found.top1_agreement:.1%}, "
             f"worst input {found.worst_input}"
         )
+    if report.agreement is not None:
+        stages = ", ".join(f"{share:.1%}" for share in report.agreement.stages)
+        out.print(
+            f"kept patches: {report.agreement.equal} of {report.agreement.inputs} inputs equal; by stage {stages}"
+        )
     if compiled.pass_errors is not None:
         worst = max(compiled.pass_errors.values())
         out.print(f"passes checked in float64: largest difference {worst:.2e}")
