@@ -65,7 +65,7 @@ class DynamicVitConfig:
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """What evaluation computes: logits [B, classes], and the patches [B, K] kept by each stage that drops any, best first."""
+    """What evaluation computes: logits [B, classes], and the patches [B, K] that each dropping stage kept, best first."""
 
     logits: Tensor
     kept: tuple[Tensor, ...]

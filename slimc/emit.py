@@ -60,6 +60,8 @@ def _embed(graph: GraphBuilder, model: ir.Model, images: Value) -> Stream:
 def _patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
     """The patches with their positions: [B, patches, C]."""
     embedding = model.embedding
+    for i, convolution in enumerate(embedding.stem, 1):
+        images = emit_convolution(graph, convolution, images, i)
     embed = _all_patches if embedding.patch.patches is None else _some_patches
     patches = embed(graph, model, images)
     if embedding.patch_position is None:

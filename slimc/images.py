@@ -34,25 +34,33 @@ def image_files(directory: Path) -> list[Path]:
     return files
 
 
-def load_images(files: list[Path], image: tuple[int, int], preprocessing: Preprocessing) -> FloatArray:
+def load_images(
+    files: list[Path], image: tuple[int, int], preprocessing: Preprocessing, option: str = "--data"
+) -> FloatArray:
     """Images as inputs [n, 3, height, width] float32: resized (bicubic), centre-cropped, normalised.
 
     An image that has the network's size already is taken as it is.
 
     Raises:
-        OptionError: a file is not a readable image.
+        OptionError: a file is not a readable image; `option` is what named it.
     """
-    return np.stack([_load(path, image, preprocessing) for path in files])
+    return np.stack([_load(path, image, preprocessing, option) for path in files])
 
 
-def _load(path: Path, image: tuple[int, int], preprocessing: Preprocessing) -> FloatArray:
+def pixels(images: FloatArray, preprocessing: Preprocessing) -> FloatArray:
+    """Inputs [n, 3, height, width] as pictures [n, height, width, 3] in [0, 1]: undoes the normalisation."""
+    mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
+    return np.clip(images.transpose(0, 2, 3, 1) * std + mean, 0.0, 1.0)
+
+
+def _load(path: Path, image: tuple[int, int], preprocessing: Preprocessing, option: str) -> FloatArray:
     from PIL import Image
 
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OptionError(f"--data: {path} is not a readable image ({type(error).__name__})") from None
+        raise OptionError(f"{option}: {path} is not a readable image ({type(error).__name__})") from None
     height, width = image
     if picture.size != (width, height):
         scale = max(height / picture.height, width / picture.width) / _CROP

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slimc.errors import MissingError, OptionError
 from slimc.files import check_writable, replacing
+from slimc.ir import FloatArray, IndexArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,15 +52,31 @@ def pyplot() -> Any:  # noqa: ANN401 - a module without types
     return plt
 
 
-def plot_structure(structure: Structure, title: str, path: Path) -> None:
-    """Draw `structure` to `path`: heads, FFN and tokens over depth, and the life of every patch on the image grid."""
+@dataclass(frozen=True, eq=False)
+class KeptPatches:
+    """A picture [height, width, 3] in [0, 1], and the patches of it [K] that every selection keeps, by grid position."""
+
+    picture: FloatArray
+    kept: tuple[IndexArray, ...]
+
+
+def plot_structure(structure: Structure, title: str, path: Path, kept: KeptPatches | None = None) -> None:
+    """Draw `structure` to `path`: heads, FFN and tokens over depth, and the life of every patch on the image grid.
+
+    Of a network that selects patches by the image, `kept` adds one picture a selection, with the patches that it keeps.
+    """
     plt = pyplot()
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
+    figure = plt.figure(figsize=(12, 8.5 if kept is None else 12), layout="constrained")
     figure.suptitle(title)
+    upper = figure
+    if kept is not None:
+        upper, lower = figure.subfigures(2, 1, height_ratios=(8.5, 3.5))
+        _selections(lower.subplots(1, 1 + len(kept.kept)), structure, kept)
+    axes = upper.subplots(2, 2)
     _heads(axes[0, 0], structure)
     _hidden(axes[0, 1], structure)
     _tokens(axes[1, 0], structure)
-    _patches(axes[1, 1], structure)
+    _patches(axes[1, 1], structure, kept)
     with replacing(path) as (temporary,):
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
@@ -104,11 +124,15 @@ def _tokens(axes: Axes, structure: Structure) -> None:
     _whole_numbers(axes, len(blocks))
 
 
-def _patches(axes: Axes, structure: Structure) -> None:
+def _patches(axes: Axes, structure: Structure, kept: KeptPatches | None) -> None:
     """For every patch of the grid, the number of blocks that it enters."""
+    if structure.selecting and kept is None:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "which patches are kept depends on the image:\ngive one with --image", ha="center")
+        return
     blocks = np.zeros(structure.grid[0] * structure.grid[1], int)
-    for layer in structure.layers:
-        blocks[list(layer.patches)] += 1
+    for patches in _entering(structure, kept):
+        blocks[patches] += 1
     picture = axes.imshow(blocks.reshape(structure.grid), cmap="viridis", vmin=0, vmax=len(structure.layers))
     axes.set_title("patches on the image grid: blocks that each one enters")
     axes.set_xticks([])
@@ -116,6 +140,31 @@ def _patches(axes: Axes, structure: Structure) -> None:
     figure = axes.figure
     assert figure is not None
     figure.colorbar(picture, ax=axes, label="blocks")
+
+
+def _entering(structure: Structure, kept: KeptPatches | None) -> Iterator[list[int]]:
+    """The patches that enter every block."""
+    chosen: list[int] | None = None
+    selections = iter(() if kept is None else kept.kept)
+    for layer in structure.layers:
+        if layer.scorer_macs:
+            chosen = next(selections).tolist()
+        yield list(layer.patches) if chosen is None else chosen
+
+
+def _selections(axes: NDArray[np.object_], structure: Structure, kept: KeptPatches) -> None:
+    """The picture, and for every selection the picture with the dropped patches faded."""
+    titles = ["image", *(f"{layer.name}: {layer.tokens - structure.prefix} patches" for layer in structure.selecting)]
+    rows, columns = structure.grid
+    for axis, title, patches in zip(axes, titles, (None, *kept.kept), strict=True):
+        visible = np.ones(rows * columns) if patches is None else np.zeros(rows * columns)
+        visible[patches] = 1.0
+        share = visible.reshape(structure.grid)
+        for side, count in enumerate(structure.grid):
+            share = share.repeat(structure.image[side] // count, axis=side)
+        axis.imshow(1.0 - (1.0 - kept.picture) * (0.12 + 0.88 * share[..., None]))
+        axis.set_title(title)
+        axis.set_axis_off()
 
 
 def _whole_numbers(axes: Axes, count: int) -> None:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimc.backends import ort
+from slimc.backends.base import Array
 from slimc.compare import Comparison, compare
 from slimc.errors import MismatchError, ModelFileError
-from slimc.ir import FloatArray, IndexArray
+from slimc.ir import BoolArray, FloatArray, IndexArray
 from slimc.metadata import read_metadata
 from slimc.reference import Reference
 
@@ -112,12 +113,10 @@ def compare_selected(
     return compare(logits, reference.logits, tolerance), agreement
 
 
-def equal_sets(
-    kept: Sequence[IndexArray], expected: Sequence[IndexArray]
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def equal_sets(kept: Sequence[IndexArray], expected: Sequence[IndexArray]) -> BoolArray:
     """Whether the sets of all stages are equal, input by input: [n]."""
     pairs = zip(kept, expected, strict=True)
-    return np.all([(np.sort(a, 1) == np.sort(b, 1)).all(1) for a, b in pairs], axis=0)
+    return np.asarray(np.all([(np.sort(a, 1) == np.sort(b, 1)).all(1) for a, b in pairs], axis=0))
 
 
 def agree(kept: Sequence[IndexArray], expected: Sequence[IndexArray]) -> Agreement:
@@ -159,7 +158,7 @@ def _selection_values(model: onnx.ModelProto, names: Sequence[str]) -> list[onnx
 
 def _run(
     model: onnx.ModelProto, images: FloatArray, given: dict[str, IndexArray], outputs: Sequence[str], source: str
-) -> list[FloatArray]:
+) -> list[Array]:
     """Outputs [n, ...] of `images` [n, 3, height, width], in batches of the model's size; the last one is filled."""
     import onnx
 

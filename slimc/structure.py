@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from slimc import ir
-from slimc.count import block_macs
+from slimc.count import block_macs, selection_macs
 from slimc.emit_projection import head_groups
 from slimc.target import Target
 
@@ -20,7 +20,9 @@ class LayerStructure:
     """One block. `heads` are the channels each original head keeps; `groups` the (heads, width) that are computed.
 
     `tokens` and `tokens_out` count the rows entering and leaving the attention branch, `keys` the rows that attention
-    sees, `ghosts` the masked ones that stay in its denominator. `patches` are the patches entering, by grid position.
+    sees, `ghosts` the masked ones that stay in its denominator. `patches` are the patches entering, by grid position;
+    none where the image decides. `tokens_before` count the rows before the block's selection of tokens, which costs
+    `scorer_macs` MACs; they are `tokens` and 0 where it selects none.
     """
 
     name: str
@@ -34,6 +36,8 @@ class LayerStructure:
     macs_dense: int
     macs: int
     patches: tuple[int, ...]
+    tokens_before: int
+    scorer_macs: int
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,19 @@ class Structure:
     hidden: int
     layers: tuple[LayerStructure, ...]
 
+    @property
+    def selecting(self) -> tuple[LayerStructure, ...]:
+        """The layers that select tokens."""
+        return tuple(layer for layer in self.layers if layer.scorer_macs)
+
 
 def describe(model: ir.Model, masked: ir.Model, dense: ir.Model, target: Target) -> Structure:
     """The structure of `model`, which was compiled for `target` from `masked`; `dense` has no masks."""
     patches = _entering_patches(model)
     rows, macs, macs_dense = ir.block_rows(model), block_macs(model, target), block_macs(dense, target)
+    scorers = selection_macs(model)
     layers = tuple(
-        _layer(block, masked.blocks[i], rows[i], (macs_dense[i], macs[i]), patches[i])
+        _layer(block, masked.blocks[i], rows[i], (macs_dense[i], macs[i], scorers[i]), patches[i])
         for i, block in enumerate(model.blocks)
     )
     return Structure(
@@ -69,7 +79,7 @@ def describe(model: ir.Model, masked: ir.Model, dense: ir.Model, target: Target)
 
 
 def _layer(
-    block: ir.Block, masked: ir.Block, rows: ir.BlockRows, macs: tuple[int, int], patches: tuple[int, ...]
+    block: ir.Block, masked: ir.Block, rows: ir.BlockRows, macs: tuple[int, int, int], patches: tuple[int, ...]
 ) -> LayerStructure:
     attention = block.attention
     groups: tuple[tuple[int, int], ...] = ()
@@ -90,6 +100,8 @@ def _layer(
         macs_dense=macs[0],
         macs=macs[1],
         patches=patches,
+        tokens_before=rows.before,
+        scorer_macs=macs[2],
     )
 
 
@@ -105,12 +117,14 @@ def _hidden(block: ir.Block) -> int:
 
 
 def _entering_patches(model: ir.Model) -> list[tuple[int, ...]]:
-    """Grid positions of the patches that enter every block."""
+    """Grid positions of the patches that enter every block; none from the first selection on."""
     patches = model.embedding.patch.patches
     positions = np.arange(model.grid[0] * model.grid[1]) if patches is None else patches
     stream = np.concatenate([np.full(model.prefix, -1), positions])
-    entering = []
+    entering: list[tuple[int, ...]] = []
     for block in model.blocks:
+        if block.select is not None:
+            return entering + [()] * (len(model.blocks) - len(entering))
         entering.append(tuple(sorted(int(position) for position in stream if position >= 0)))
         stream = stream if block.live is None else stream[block.live]
     return entering

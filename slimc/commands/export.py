@@ -45,6 +45,10 @@ def command(
     img_size: opt.ImgSize = None,
     num_heads: opt.NumHeads = None,
     qk_scale: opt.QkScale = None,
+    keep_rate: opt.KeepRate = None,
+    keep_ratios: opt.KeepRatios = None,
+    pruning_loc: opt.PruningLoc = None,
+    skip_lam: opt.SkipLam = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -55,7 +59,8 @@ def command(
     if dense and masked:
         raise OptionError("--dense and --masked: give one of them, or neither for the slim network")
     budgets = opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch)
-    model_options = opt.model_options(budgets, img_size, num_heads, qk_scale)
+    selection = opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam)
+    model_options = opt.model_options(budgets, img_size, num_heads, qk_scale, selection)
 
     from slimc.export import ExportOptions, export
     from slimc.precision import find_precision

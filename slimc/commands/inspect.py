@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slimc.commands import options as opt
+from slimc.errors import OptionError
 
 if TYPE_CHECKING:
     from slimc.console import Output
     from slimc.count import Counts
+    from slimc.metadata import Metadata
+    from slimc.models.options import SearchedModel
+    from slimc.plot import KeptPatches
     from slimc.structure import LayerStructure, Structure
 
 HELP = """Show what is left of a network: heads and their widths, FFN, tokens, parameters, MACs and thresholds.
@@ -24,6 +28,9 @@ EXAMPLE = "Example: slimc inspect checkpoint.pth --plot structure.png"
 def command(
     source: Annotated[Path, typer.Argument(metavar="CKPT|ONNX", help="A checkpoint, or a model that slimc wrote.")],
     plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw the structure (.png, .pdf, .svg).")] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw which patches of this image every stage keeps.")
+    ] = None,
     budget: opt.Budget = None,
     budget_attn: opt.BudgetAttn = None,
     budget_mlp: opt.BudgetMlp = None,
@@ -33,6 +40,10 @@ def command(
     img_size: opt.ImgSize = None,
     num_heads: opt.NumHeads = None,
     qk_scale: opt.QkScale = None,
+    keep_rate: opt.KeepRate = None,
+    keep_ratios: opt.KeepRatios = None,
+    pruning_loc: opt.PruningLoc = None,
+    skip_lam: opt.SkipLam = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -41,12 +52,15 @@ def command(
     from slimc.target import find_target
 
     budgets = opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch)
-    model_options = opt.model_options(budgets, img_size, num_heads, qk_scale)
+    selection = opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam)
+    model_options = opt.model_options(budgets, img_size, num_heads, qk_scale, selection)
     chosen = find_target(target)
     if plot is not None:
         from slimc.plot import check_plot
 
         check_plot(plot)
+    elif image is not None:
+        raise OptionError("--image: is drawn; give --plot OUT.png too")
     out = Output(json, quiet)
     if source.suffix == ".onnx":
         from slimc.metadata import read_metadata
@@ -54,6 +68,7 @@ def command(
         found = read_metadata(source)
         facts: dict[str, Any] = {"system": found.system, "variant": found.variant, **found.settings, **found.details}
         structure, dense, slim = found.structure, found.dense, found.slim
+        kept = None if image is None else _kept_by_model(source, found, image)
     else:
         from slimc.export import ExportOptions, compile_checkpoint
 
@@ -61,17 +76,53 @@ def command(
         searched = compiled.searched
         facts = {"system": searched.system, "variant": "slim", **searched.settings, **searched.details}
         structure, dense, slim = compiled.structure, compiled.dense, compiled.slim
+        kept = None if image is None else _kept_by_network(searched, image)
     if plot is not None:
         from slimc.plot import plot_structure
 
         with out.step("drawing"):
-            plot_structure(structure, f"{source.name} ({facts['variant']})", plot)
+            plot_structure(structure, f"{source.name} ({facts['variant']})", plot, kept)
+    shown = {} if kept is None else {"kept_patches": [patches.tolist() for patches in kept.kept]}
     out.result(
-        {**facts, "params": _pair(dense.params, slim.params), "macs": _pair(dense.macs, slim.macs), **asdict(structure)}
+        {
+            **facts,
+            **shown,
+            "params": _pair(dense.params, slim.params),
+            "macs": _pair(dense.macs, slim.macs),
+            **asdict(structure),
+        }
     )
     _print(out, facts, structure, dense, slim)
     if plot is not None:
         out.print(f"wrote {plot}")
+
+
+def _kept_by_model(source: Path, metadata: Metadata, image: Path) -> KeptPatches:
+    """What the selections of the ONNX model `source` keep of `image`."""
+    from slimc.images import load_images, pixels
+    from slimc.plot import KeptPatches
+    from slimc.selection import run_selected
+
+    if not metadata.structure.selecting:
+        raise OptionError(f"--image: {source} selects no patches by the image")
+    images = load_images([image], metadata.structure.image, metadata.preprocessing, "--image")
+    kept = run_selected(source, images).kept
+    return KeptPatches(pixels(images, metadata.preprocessing)[0], tuple(patches[0] for patches in kept))
+
+
+def _kept_by_network(searched: SearchedModel, image: Path) -> KeptPatches:
+    """What the selections of a checkpoint's PyTorch network keep of `image`."""
+    import torch
+
+    from slimc.images import load_images, pixels
+    from slimc.plot import KeptPatches
+
+    if searched.select is None:
+        raise OptionError(f"--image: {searched.system} networks select no patches by the image")
+    images = load_images([image], searched.masked.image, searched.preprocessing, "--image")
+    with torch.inference_mode():
+        _, kept = searched.select(searched.network("masked"), torch.from_numpy(images))
+    return KeptPatches(pixels(images, searched.preprocessing)[0], tuple(patches[0].numpy() for patches in kept))
 
 
 def _pair(dense: int, slim: int) -> dict[str, int]:
@@ -85,6 +136,10 @@ def _print(out: Output, facts: dict[str, Any], structure: Structure, dense: Coun
     out.print(f"image {height}x{width}, grid {structure.grid[0]}x{structure.grid[1]}, dim {structure.dim}")
     columns = ("block", "head widths", "computed as", "FFN", "tokens", "keys", "ghosts", "MACs", "of dense")
     out.table("", columns, [_row(layer) for layer in structure.layers])
+    if structure.selecting:
+        headings = ("selection before", "patches", "kept", "predictor MACs", "of all")
+        rows = [_selection_row(layer, structure.prefix, slim.macs) for layer in structure.selecting]
+        out.table("", headings, rows)
     out.table(
         "",
         ("", "dense", "slim", "ratio"),
@@ -116,6 +171,16 @@ def _groups(groups: tuple[tuple[int, int], ...]) -> str:
     if all(heads == 1 for heads, _ in groups):
         return "one by one"
     return " + ".join(f"{heads}x{width}" for heads, width in groups)
+
+
+def _selection_row(layer: LayerStructure, prefix: int, macs: int) -> tuple[str, ...]:
+    return (
+        layer.name,
+        str(layer.tokens_before - prefix),
+        str(layer.tokens - prefix),
+        f"{layer.scorer_macs / 1e6:,.1f} M",
+        f"{layer.scorer_macs / macs:.1%}",
+    )
 
 
 def _text(value: object) -> str:

@@ -22,6 +22,16 @@ Ema = Annotated[bool | None, typer.Option("--ema/--no-ema", help="Take the avera
 ImgSize = Annotated[tuple[int, int] | None, typer.Option(metavar="H W", help="Image height and width in pixels.")]
 NumHeads = Annotated[int | None, typer.Option(help="Heads of an attention, where the checkpoint cannot tell.")]
 QkScale = Annotated[float | None, typer.Option(help="Softmax scale; default: the original head_dim to the power -0.5.")]
+KeepRate = Annotated[
+    str | None, typer.Option(help="DynamicViT: base keep rate R in (0, 1]; stage i keeps R to the power i.")
+]
+KeepRatios = Annotated[
+    str | None, typer.Option(metavar="A,B,C", help="DynamicViT: share of all patches that each stage keeps.")
+]
+PruningLoc = Annotated[
+    str | None, typer.Option(metavar="3,6,9", help="DynamicViT: blocks before which patches are dropped.")
+]
+SkipLam = Annotated[float | None, typer.Option(help="LV-ViT: what divides the residual branches; default: 2.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 TargetName = Annotated[
@@ -44,13 +54,28 @@ class BudgetOptions:
     patch: str | None
 
 
+@dataclass(frozen=True)
+class SelectionOptions:
+    """The options of DynamicViT as they were typed."""
+
+    keep_rate: str | None = None
+    keep_ratios: str | None = None
+    pruning_loc: str | None = None
+    skip_lam: float | None = None
+
+
 def model_options(
-    budgets: BudgetOptions, img_size: tuple[int, int] | None, num_heads: int | None, qk_scale: float | None
+    budgets: BudgetOptions,
+    img_size: tuple[int, int] | None,
+    num_heads: int | None,
+    qk_scale: float | None,
+    selection: SelectionOptions = SelectionOptions(),
 ) -> ModelOptions:
     """What the options say about a checkpoint.
 
     Raises:
-        BudgetError: a budget is not a number.
+        BudgetError: a budget or keep rate is not a number in (0, 1].
+        OptionError: a pruning location is not a number.
     """
     whole = _number(budgets.both, "--budget")
     attn, mlp, patch = (
@@ -64,6 +89,10 @@ def model_options(
         budget_attn=whole if attn is None else attn,
         budget_mlp=whole if mlp is None else mlp,
         budget_patch=whole if patch is None else patch,
+        keep_rate=_number(selection.keep_rate, "--keep-rate"),
+        keep_ratios=_numbers(selection.keep_ratios, "--keep-ratios"),
+        pruning_loc=_locations(selection.pruning_loc),
+        skip_lam=selection.skip_lam,
     )
 
 
@@ -78,13 +107,27 @@ def precision(fp16: bool, bf16: bool) -> Precision:
     return "fp16" if fp16 else "bf16" if bf16 else "fp32"
 
 
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    numbers = [_number(part, option) for part in text.split(",")]
+    return tuple(number for number in numbers if number is not None)
+
+
+def _locations(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"--pruning-loc: {text!r} are not blocks; expected numbers such as 3,6,9") from None
+
+
 def _number(text: str | None, option: str) -> float | None:
     if text is None:
         return None
     try:
         value = float(text)
     except ValueError:
-        raise BudgetError(f"{option}: {text!r} is not a budget; expected a number above 0 and up to 1") from None
+        raise BudgetError(f"{option}: {text!r} is not a share; expected a number above 0 and up to 1") from None
     if not 0 < value <= 1:
-        raise BudgetError(f"{option}: {text} is not a budget; expected a number above 0 and up to 1")
+        raise BudgetError(f"{option}: {text} is not a share; expected a number above 0 and up to 1")
     return value
