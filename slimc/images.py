@@ -50,7 +50,7 @@ def load_images(
 def pixels(images: FloatArray, preprocessing: Preprocessing) -> FloatArray:
     """Inputs [n, 3, height, width] as pictures [n, height, width, 3] in [0, 1]: undoes the normalisation."""
     mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
-    return np.clip(images.transpose(0, 2, 3, 1) * std + mean, 0.0, 1.0)
+    return np.asarray(np.clip(images.transpose(0, 2, 3, 1) * std + mean, 0.0, 1.0))
 
 
 def _load(path: Path, image: tuple[int, int], preprocessing: Preprocessing, option: str) -> FloatArray:
