@@ -2,7 +2,7 @@
 
 In evaluation tokens really leave, the K of the highest score staying. In training they stay, decisions are sampled with a
 hard Gumbel-softmax and attention hides the dropped ones, so that gradients reach the predictors. State dict keys are
-those of the released checkpoints. Built from timm's patch embedding and MLP.
+those of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, PatchEmbed
 from torch import Tensor, nn
+
+from slimc.models.modules import Mlp, PatchEmbed
 
 # Of a predictor's logits [B, N, 2], keep and drop, the decisions [B, N] (1 keeps) for a stage.
 Decide = Callable[[Tensor, int], Tensor]
@@ -179,7 +180,7 @@ class DynamicVisionTransformer(nn.Module):
         if config.stem:
             self.patch_embed: nn.Module = ConvStem(config)
         else:
-            self.patch_embed = PatchEmbed(img_size=config.image, patch_size=config.patch, embed_dim=config.dim)
+            self.patch_embed = PatchEmbed(config.patch, config.dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.patches, config.dim))
         self.blocks = nn.ModuleList(Block(config, hidden) for hidden in config.hidden)
