@@ -107,14 +107,13 @@ def _single(graph: GraphBuilder, last: ir.Linear, hidden: Value, name: str) -> V
 def _mean(graph: GraphBuilder, context: Stream, prefix: int, kept: Kept | None, name: str) -> Value:
     """The mean [B, C/2] over the patches that are kept, as a product with their weights."""
     batch, rows, width = context.batch, context.rows, dims(context.matrix)[1]
-    share = np.zeros((batch, rows), np.float32)
-    share[:, prefix:] = 1.0 / (rows - prefix if kept is None else kept.count)
+    share = np.zeros((1, rows) if batch == 1 else (batch, 1, rows), np.float32)
+    share[..., prefix:] = 1.0 / (rows - prefix if kept is None else kept.count)
     weights = graph.constant(share, "share")
     if kept is not None:
-        weights = graph.mul(weights, kept.rows, f"{name}.share")
+        weights = graph.mul(weights, graph.reshape(kept.rows, share.shape, f"{name}.counted"), f"{name}.share")
     if batch == 1:
         return graph.matmul(weights, context.matrix, f"{name}.mean")
-    weights = graph.reshape(weights, (batch, 1, rows), f"{name}.weights")
     mean = graph.matmul(weights, context.images(graph, f"{name}.context.images"), f"{name}.means")
     return graph.reshape(mean, (batch, width), f"{name}.mean")
 

@@ -122,8 +122,9 @@ class TokenScorer:
 class SelectTokens:
     """Keep the `keep` patch rows of the highest score, image by image; all where there are no more than that.
 
-    Equal scores: the earlier row is kept. A NaN counts as the highest score. The first `prefix` rows always stay first;
-    the kept rows follow in any order, on which nothing depends. With `drop` the others leave the stream. Without, they
+    Equal scores: the earlier row is kept. A NaN in any patch reaches every score through the context, and NaNs are equal:
+    the first rows are kept. The first `prefix` rows always stay first; the kept rows follow in any order, on which nothing
+    depends. With `drop` the others leave the stream. Without, they
     stay in it as the training network has it: from here on no attention takes them as keys, no scorer counts them or
     selects them again, and the classifier does not read them.
     """
