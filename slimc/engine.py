@@ -14,10 +14,9 @@ import onnx_ir as oir
 
 from slimc import __version__
 from slimc.backends import cuda, ort, tensorrt, tensorrt_rtx
-from slimc.backends.base import run_images
 from slimc.backends.choose import open_session
 from slimc.backends.tensorrt_common import Plan, library_version
-from slimc.compare import Comparison, compare
+from slimc.compare import Comparison
 from slimc.engine_file import SUFFIX, EngineFacts, facts_path, write_facts
 from slimc.errors import MismatchError, MissingError, OptionError
 from slimc.export import ExportOptions, Step, export, silent
@@ -28,6 +27,7 @@ from slimc.models.options import ModelOptions
 from slimc.onnx_file import write_model
 from slimc.precision import TOLERANCE, Precision, break_attention_fusion, to_half
 from slimc.reference import read_reference, reference_path
+from slimc.selection import Agreement, compare_with
 from slimc.target import find_target
 
 
@@ -47,7 +47,8 @@ class EngineReport:
     """What `build_engine` did.
 
     `comparison` is of the engine with the reference, none for the reason `unchecked`: no GPU, no reference, or not
-    wanted. `graph_comparison` is of the half-precision graph, run by ONNX Runtime on the CPU before anything is built.
+    wanted. `graph_comparison` is of the half-precision graph, run by ONNX Runtime on the CPU before anything is built;
+    `agreement` tells how far that graph keeps the reference's patches, where it selects any.
     """
 
     engine: Path
@@ -55,6 +56,7 @@ class EngineReport:
     comparison: Comparison | None
     unchecked: str
     graph_comparison: Comparison | None
+    agreement: Agreement | None = None
 
 
 def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
@@ -108,10 +110,10 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         typed = Path(directory) / model.name
         with step(f"writing {model.name} in {options.precision}"):
             graph, precision, kept = _typed_model(model, typed, options)
-        graph_comparison = None
+        graph_comparison, agreement = None, None
         if options.verify and precision != "fp32" and reference_path(model).is_file() and ort.is_installed():
             with step("comparing the graph with the reference"):
-                graph_comparison = _check(typed, reference_path(model), TOLERANCE[precision], output)
+                graph_comparison, agreement = _check(typed, reference_path(model), precision, output)
         with step(f"building for {', '.join(targets) or 'SM80 and newer'}"):
             plan: Plan = backend.build_plan(typed, targets, model)
     kernels: tuple[Kernel, ...] = backend.read_kernels(model, plan)
@@ -133,7 +135,7 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         kept_float32=kept,
     )
     comparison, unchecked = _finish(model, output, plan, facts, options, step)
-    return EngineReport(output, facts, comparison, unchecked, graph_comparison)
+    return EngineReport(output, facts, comparison, unchecked, graph_comparison, agreement)
 
 
 def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:
@@ -178,7 +180,7 @@ def _finish(
         comparison = None
         if not unchecked:
             with step("comparing with the reference"):
-                comparison = _check(temporary[0], reference, TOLERANCE[facts.precision], output)
+                comparison, _ = _check(temporary[0], reference, facts.precision, output)
     return comparison, unchecked
 
 
@@ -190,17 +192,23 @@ def _why_unchecked(reference: Path, options: EngineOptions) -> str:
     return cuda.gpu_missing() or ""
 
 
-def _check(artefact: Path, reference: Path, tolerance: float, output: Path) -> Comparison:
+def _check(artefact: Path, reference: Path, precision: str, output: Path) -> tuple[Comparison, Agreement | None]:
     """Compare an engine, or the graph that it is to be built from, with the reference."""
-    expected = read_reference(reference)
-    found = compare(run_images(open_session(artefact), expected.images, str(output)), expected.logits, tolerance)
+    found, agreement = compare_with(
+        artefact,
+        read_reference(reference),
+        TOLERANCE[precision],
+        open_model=open_session,
+        precision=precision,
+        source=str(output),
+    )
     if not found.passed:
         kind, hint = ("engine", "; try --no-fused-attention") if artefact.suffix == SUFFIX else ("graph", "")
         raise MismatchError(
             f"{output}: not written: the {kind} differs from the PyTorch network by {found.max_rel:.2e} of the logits' "
             f"spread on input {found.worst_input}, more than {found.tolerance:.0e}{hint}"
         )
-    return found
+    return found, agreement
 
 
 def _sha256(data: bytes) -> str:

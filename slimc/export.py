@@ -15,9 +15,8 @@ import onnx_ir as oir
 
 from slimc import frontend, ir
 from slimc.backends import ort
-from slimc.backends.base import run_images
 from slimc.checkpoint import Checkpoint
-from slimc.compare import Comparison, compare
+from slimc.compare import Comparison
 from slimc.count import Counts, count
 from slimc.emit import DEFAULT_OPSET, OPSETS, emit
 from slimc.errors import MismatchError, OptionError
@@ -29,7 +28,7 @@ from slimc.onnx_file import data_path, write_model
 from slimc.pipeline import check_passes, compile_model, passes_for
 from slimc.precision import TOLERANCE, Precision, to_half
 from slimc.reference import Reference, reference_path, write_reference
-from slimc.selection import Agreement, compare_selected
+from slimc.selection import Agreement, compare_with
 from slimc.structure import Structure, describe
 from slimc.target import Target
 
@@ -302,12 +301,9 @@ def verify_file(
     Raises:
         MismatchError: they differ by more than the tolerance.
     """
-    agreement = None
-    if reference.kept:
-        found, agreement = compare_selected(path, reference, options.tolerance, source=str(output))
-    else:
-        session = ort.load(path)
-        found = compare(run_images(session, reference.images, str(output)), reference.logits, options.tolerance)
+    found, agreement = compare_with(
+        path, reference, options.tolerance, open_model=ort.load, precision=options.precision, source=str(output)
+    )
     if not found.passed:
         raise MismatchError(
             f"{output}: not written: the ONNX model differs from the PyTorch network by {found.max_rel:.2e} of the logits' "

@@ -11,7 +11,7 @@ the graph that value is made an output, to be read, or an input, to be set.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimc.backends import ort
-from slimc.backends.base import Array
+from slimc.backends.base import Array, Session, run_images
 from slimc.compare import Comparison, compare
 from slimc.errors import MismatchError, ModelFileError
 from slimc.ir import BoolArray, FloatArray, IndexArray
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import onnx
 
 SUFFIX = ".select.kept"
+
+Open = Callable[[Path], Session]
 
 MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.85}
 """Least share of the reference's patches that a model keeps at any stage, over all inputs.
@@ -60,7 +62,23 @@ class Agreement:
     inputs: int
 
 
-def run_selected(path: Path, images: FloatArray) -> Selected:
+def compare_with(
+    path: Path, reference: Reference, tolerance: float, *, open_model: Open, precision: str, source: str
+) -> tuple[Comparison, Agreement | None]:
+    """Compare the model or engine at `path`, which `open_model` loads, with a reference.
+
+    Also how far the kept patches agree, where the reference holds any and the artefact is a model: an engine does not let
+    them be read, so its logits are compared as they are. Errors name the artefact `source`.
+
+    Raises:
+        MismatchError, ModelFileError: see `compare_selected` and `slimc.compare.compare`.
+    """
+    if reference.kept and path.suffix == ".onnx":
+        return compare_selected(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
+    return compare(run_images(open_model(path), reference.images, source), reference.logits, tolerance), None
+
+
+def run_selected(path: Path, images: FloatArray, open_model: Open = ort.load) -> Selected:
     """Run the ONNX model at `path` and tell what it kept.
 
     Raises:
@@ -69,11 +87,11 @@ def run_selected(path: Path, images: FloatArray) -> Selected:
     model, names = _load(path)
     by_name = {info.name: info for info in _selection_values(model, names)}
     model.graph.output.extend(by_name[name] for name in names)
-    logits, *chosen = _run(model, images, {}, ["logits", *names], str(path))
+    logits, *chosen = _run(model, images, {}, ["logits", *names], open_model)
     return Selected(logits, _positions(path, chosen))
 
 
-def run_given(path: Path, images: FloatArray, kept: Sequence[IndexArray]) -> FloatArray:
+def run_given(path: Path, images: FloatArray, kept: Sequence[IndexArray], open_model: Open = ort.load) -> FloatArray:
     """Logits [n, classes] of the ONNX model at `path` when it must keep the patches `kept`, each [n, K]."""
     model, names = _load(path)
     values = _selection_values(model, names)
@@ -82,11 +100,17 @@ def run_given(path: Path, images: FloatArray, kept: Sequence[IndexArray]) -> Flo
     model.graph.node.extend(nodes)
     model.graph.input.extend(values)
     rows = _rows(path, kept)
-    return _run(model, images, dict(zip(names, rows, strict=True)), ["logits"], str(path))[0]
+    return _run(model, images, dict(zip(names, rows, strict=True)), ["logits"], open_model)[0]
 
 
 def compare_selected(
-    path: Path, reference: Reference, tolerance: float, *, precision: str = "fp32", source: str | None = None
+    path: Path,
+    reference: Reference,
+    tolerance: float,
+    *,
+    precision: str = "fp32",
+    source: str | None = None,
+    open_model: Open = ort.load,
 ) -> tuple[Comparison, Agreement]:
     """Compare the ONNX model at `path` with a reference that holds the patches kept.
 
@@ -97,7 +121,7 @@ def compare_selected(
         MismatchError: fewer patches agree than `MIN_AGREEMENT` of the precision.
         ModelFileError: see `slimc.compare.compare`.
     """
-    found = run_selected(path, reference.images)
+    found = run_selected(path, reference.images, open_model)
     agreement = agree(found.kept, reference.kept)
     least = MIN_AGREEMENT[precision]
     if min(agreement.stages) < least:
@@ -108,7 +132,7 @@ def compare_selected(
     logits = found.logits
     same = equal_sets(found.kept, reference.kept)
     if not same.all():
-        given = run_given(path, reference.images, reference.kept)
+        given = run_given(path, reference.images, reference.kept, open_model)
         logits = np.where(same[:, None], logits, given)
     return compare(logits, reference.logits, tolerance), agreement
 
@@ -157,7 +181,7 @@ def _selection_values(model: onnx.ModelProto, names: Sequence[str]) -> list[onnx
 
 
 def _run(
-    model: onnx.ModelProto, images: FloatArray, given: dict[str, IndexArray], outputs: Sequence[str], source: str
+    model: onnx.ModelProto, images: FloatArray, given: dict[str, IndexArray], outputs: Sequence[str], open_model: Open
 ) -> list[Array]:
     """Outputs [n, ...] of `images` [n, 3, height, width], in batches of the model's size; the last one is filled."""
     import onnx
@@ -165,10 +189,13 @@ def _run(
     with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
         file = Path(directory) / "model.onnx"
         onnx.save(model, str(file), save_as_external_data=model.ByteSize() > 2**31 - 2**26)
-        session = ort.load(file)
+        session = open_model(file)
     spec = next(spec for spec in session.inputs if spec.name == "images")
     if images.shape[1:] != spec.shape[1:]:
-        raise ModelFileError(f"{source}: takes images {list(spec.shape[1:])}, but was given {list(images.shape[1:])}")
+        raise ModelFileError(
+            f"the model takes images {list(spec.shape[1:])}, but was given {list(images.shape[1:])}: "
+            "the images belong to another model"
+        )
     size, results = spec.shape[0], []
     for start in range(0, len(images), size):
         indices = np.minimum(np.arange(start, start + size), len(images) - 1)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from slimc.backends.base import run_images
 from slimc.backends.choose import open_session
-from slimc.compare import Comparison, compare
+from slimc.compare import Comparison
 from slimc.errors import MismatchError, ModelFileError, OptionError
 from slimc.images import image_files, load_images, seeded_images
 from slimc.models.options import ModelOptions, Variant
 from slimc.precision import TOLERANCE
 from slimc.reference import Reference, read_reference, reference_path
+from slimc.selection import Agreement, compare_with, run_selected
 
 _SEED = 0
 _INPUTS = 4
@@ -32,12 +34,16 @@ class Artefact:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """The outcome for one artefact; without a comparison, `failure` says why nothing could be compared."""
+    """The outcome for one artefact; without a comparison, `failure` says why nothing could be compared.
+
+    `agreement` tells how far the kept patches are those of the reference, for a model that selects any.
+    """
 
     artefact: Artefact
     backend: str
     comparison: Comparison | None
     failure: str = ""
+    agreement: Agreement | None = None
 
     @property
     def passed(self) -> bool:
@@ -100,14 +106,20 @@ def verify(
     """
     artefact = describe(path)
     reference = expected(artefact, against)
-    session = open_session(path, backend, threads=threads)
-    if tolerance is None:
-        tolerance = TOLERANCE["bf16" if backend.endswith("bf16") else artefact.precision]
+    name = open_session(path, backend, threads=threads).backend
+    precision = "bf16" if backend.endswith("bf16") else artefact.precision
     try:
-        found = compare(run_images(session, reference.images, str(path)), reference.logits, tolerance)
+        found, agreement = compare_with(
+            path,
+            reference,
+            TOLERANCE[precision] if tolerance is None else tolerance,
+            open_model=partial(open_session, backend=backend, threads=threads),
+            precision=precision,
+            source=str(path),
+        )
     except MismatchError as error:
-        return Verdict(artefact, session.backend, None, str(error))
-    return Verdict(artefact, session.backend, found)
+        return Verdict(artefact, name, None, str(error))
+    return Verdict(artefact, name, found, agreement=agreement)
 
 
 def expected(artefact: Artefact, against: Against) -> Reference:
@@ -149,6 +161,9 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
     images = seeded_images(_INPUTS, metadata.structure.image, _SEED)
     if files:
         images = np.concatenate([images, load_images(files, metadata.structure.image, metadata.preprocessing)])
+    if metadata.structure.selecting:
+        selected = run_selected(source, images)
+        return Reference(images, selected.logits, {}, selected.kept)
     return Reference(images, run_images(open_session(source), images, str(source)), {})
 
 

@@ -48,6 +48,10 @@ def command(
     img_size: opt.ImgSize = None,
     num_heads: opt.NumHeads = None,
     qk_scale: opt.QkScale = None,
+    keep_rate: opt.KeepRate = None,
+    keep_ratios: opt.KeepRatios = None,
+    pruning_loc: opt.PruningLoc = None,
+    skip_lam: opt.SkipLam = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -59,7 +63,11 @@ def command(
     from slimc.console import Output
 
     model_options = opt.model_options(
-        opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch), img_size, num_heads, qk_scale
+        opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch),
+        img_size,
+        num_heads,
+        qk_scale,
+        opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam),
     )
     _check_outputs(csv, plot)
     out = Output(json, quiet)

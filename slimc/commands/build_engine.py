@@ -45,6 +45,10 @@ def command(
     img_size: opt.ImgSize = None,
     num_heads: opt.NumHeads = None,
     qk_scale: opt.QkScale = None,
+    keep_rate: opt.KeepRate = None,
+    keep_ratios: opt.KeepRatios = None,
+    pruning_loc: opt.PruningLoc = None,
+    skip_lam: opt.SkipLam = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -53,7 +57,11 @@ def command(
 
     precision = opt.precision(fp16, bf16)
     model_options = opt.model_options(
-        opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch), img_size, num_heads, qk_scale
+        opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch),
+        img_size,
+        num_heads,
+        qk_scale,
+        opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam),
     )
 
     from slimc.engine import EngineOptions, build_engine, build_from_checkpoint
@@ -87,6 +95,7 @@ def _to_json(report: EngineReport) -> dict[str, object]:
         "kernels": len(report.facts.kernels),
         "verify": None if found is None else summary(found),
         "verify_graph": None if report.graph_comparison is None else summary(report.graph_comparison),
+        "kept": None if report.agreement is None else asdict(report.agreement),
         "unchecked": report.unchecked or None,
     }
 
@@ -113,6 +122,11 @@ def _print_report(out: Output, report: EngineReport, precision: Precision) -> No
             f"the {facts.precision} graph on the CPU: {graph.max_rel:.2e} of the logits' spread (tolerance "
             f"{graph.tolerance:.0e}), top-1 agreement {graph.top1_agreement:.1%}, smallest margin {graph.margin:.3g} "
             f"against an error of {graph.max_abs:.3g}"
+        )
+    if report.agreement is not None:
+        stages = ", ".join(f"{share:.1%}" for share in report.agreement.stages)
+        out.print(
+            f"kept patches: {report.agreement.equal} of {report.agreement.inputs} inputs equal; by stage {stages}"
         )
     found = report.comparison
     if found is None:

@@ -41,6 +41,10 @@ def command(
     img_size: opt.ImgSize = None,
     num_heads: opt.NumHeads = None,
     qk_scale: opt.QkScale = None,
+    keep_rate: opt.KeepRate = None,
+    keep_ratios: opt.KeepRatios = None,
+    pruning_loc: opt.PruningLoc = None,
+    skip_lam: opt.SkipLam = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -48,7 +52,11 @@ def command(
     from slimc.console import Output
 
     model_options = opt.model_options(
-        opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch), img_size, num_heads, qk_scale
+        opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch),
+        img_size,
+        num_heads,
+        qk_scale,
+        opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam),
     )
 
     from slimc.verify import Against, verify
@@ -68,6 +76,8 @@ def command(
 
 
 def _to_json(verdict: Verdict) -> dict[str, Any]:
+    from dataclasses import asdict
+
     from slimc.compare import summary
 
     return {
@@ -77,7 +87,19 @@ def _to_json(verdict: Verdict) -> dict[str, Any]:
         "passed": verdict.passed,
         "failure": verdict.failure or None,
         "comparison": None if verdict.comparison is None else summary(verdict.comparison),
+        **({} if verdict.agreement is None else {"kept": asdict(verdict.agreement)}),
     }
+
+
+def _agreement_rows(verdicts: list[Verdict]) -> list[tuple[str, list[str]]]:
+    """How far the kept patches agree, where any artefact selects some."""
+    found = [verdict.agreement for verdict in verdicts]
+    if not any(found):
+        return []
+    return [
+        ("kept patches, by stage", [" ".join(f"{share:.1%}" for share in a.stages) if a else "-" for a in found]),
+        ("inputs with equal sets", [f"{a.equal} of {a.inputs}" if a else "-" for a in found]),
+    ]
 
 
 def _print_report(out: Output, verdicts: list[Verdict]) -> None:
@@ -97,6 +119,7 @@ def _print_report(out: Output, verdicts: list[Verdict]) -> None:
         ("top-5 agreement", [f"{c.top5_agreement:.1%}" if c else "-" for c in found]),
         ("smallest margin", [f"{c.margin:.3e}" if c else "-" for c in found]),
         ("worst input", [str(c.worst_input) if c else "-" for c in found]),
+        *_agreement_rows(verdicts),
         ("verdict", ["passed" if verdict.passed else "failed" for verdict in verdicts]),
     ]
     out.table("", ("", *(v.artefact.path.name for v in verdicts)), [(name, *cells) for name, cells in rows])

@@ -96,7 +96,7 @@ def test_a_reference_of_other_counts_belongs_to_another_model(models):
 
 
 def test_images_of_another_size_are_refused(models):
-    with pytest.raises(ModelFileError, match=r"takes images \[3, 56, 56\]"):
+    with pytest.raises(ModelFileError, match=r"the model takes images \[3, 56, 56\]"):
         run_selected(models[VECTORS[0].name, "slim"], np.zeros((1, 3, 28, 28), np.float32))
 
 
