@@ -4,7 +4,8 @@ Heads in any order give the same sum, and a channel of zeros in q, k, v and the 
 
     (q, 0) (k, 0)^T = q k^T,    softmax(.) (v, 0) (Wo, 0)^T = softmax(.) v Wo^T
 
-so heads may be sorted by width and padded to their group's. One group for all wastes arithmetic on padding; one group a
+so heads may be sorted by width and padded to their group's, and heads of zeros may join where a target computes no
+attention of fewer than `min_heads`. One group for all wastes arithmetic on padding; one group a
 head drowns it in small operations. The partition of the sorted heads that costs least is found by dynamic programming,
 
     best(j) = min over i < j of  best(i) + group_macs + (j - i) * width(j) * (multiply-accumulates a channel)
@@ -49,12 +50,20 @@ def macs_per_channel(dim: int, queries: int, keys: int) -> int:
 
 def _pack(attention: Attention, target: Target, channel_macs: int) -> Attention:
     heads = sorted(attention.heads, key=_width, reverse=True)
+    if heads:
+        heads += [_zero_head(heads[-1])] * (target.min_heads - len(heads))
     sizes = partition([_width(head) for head in heads], target, channel_macs)
     packed: list[Head] = []
     for size in sizes:
         group = heads[len(packed) : len(packed) + size]
         packed.extend(_pad(head, rounded(_width(group[0]), target)) for head in group)
     return replace(attention, heads=tuple(packed), groups=sizes)
+
+
+def _zero_head(like: Head) -> Head:
+    """A head of the same widths that adds nothing."""
+    query, key, value = (Linear(np.zeros_like(linear.weight)) for linear in (like.query, like.key, like.value))
+    return Head(query, key, value, np.zeros_like(like.output))
 
 
 def _width(head: Head) -> int:

@@ -62,8 +62,16 @@ def ghost_rows(keys: int, ghosts: int, target: Target) -> int:
 
 
 def ghost_bias(graph: GraphBuilder, scores: Value, ghosts: int, rows: int) -> Value:
-    """What is added to the scores so that their last `rows` columns count for `ghosts`."""
-    shape = [1] * (len(dims(scores)) - 1) + [dims(scores)[-1]]
+    """What is added to the scores so that their last `rows` columns count for `ghosts`.
+
+    A single row would do, but OpenVINO reads that wrong in bfloat16, which it takes by itself on CPUs that have it (seen
+    in 2026.4). So there is one row for each head, or for each query where there is one head, or for each image.
+    """
+    *lead, queries, keys = dims(scores)
+    if len(lead) == 2:
+        shape = [1, lead[1], 1, keys]
+    else:
+        shape = [*(lead if queries == 1 else [1] * len(lead)), queries, keys]
     bias = np.zeros(shape, np.float32)
     bias[..., -rows:] = math.log(ghosts / rows)
     return graph.constant(bias, "ghosts")

@@ -82,15 +82,19 @@ def attention_sites(graph: oir.Graph) -> tuple[AttentionSite, ...]:
 def _site(softmax: oir.Node) -> AttentionSite:
     scores = _upstream(softmax.inputs[0], ("Add", "Cast"))
     query = scores.inputs[0] if scores is not None and scores.op_type == "MatMul" else None
-    shape = [size if isinstance(size, int) else None for size in query.shape or ()] if query is not None else []
-    batch, heads, _, width = shape if len(shape) == 4 else (None, None, None, None)
+    sizes = () if query is None or query.shape is None else query.shape
+    shape = [size if isinstance(size, int) else None for size in sizes]
+    # One head alone has no axis for heads, and at batch size 1 none for images.
+    padded: list[int | None] = [*[1] * (4 - len(shape)), *shape] if 2 <= len(shape) <= 4 else [None] * 4
+    if len(shape) == 3:
+        padded[:2] = [shape[0], 1]
     readers = [use.node.op_type for use in softmax.outputs[0].uses()]
     return AttentionSite(
         softmax=str(softmax.name),
         block=block_of(str(softmax.name)) or "",
-        batch=batch,
-        heads=heads,
-        width=width,
+        batch=padded[0],
+        heads=padded[1],
+        width=padded[3],
         half=query is not None and query.dtype in _HALF,
         fusible="Relu" not in readers,
     )
