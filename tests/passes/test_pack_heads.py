@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from slimc import ir
@@ -47,13 +47,16 @@ def cost(sizes: tuple[int, ...], widths: list[int], target: Target, channel_macs
         width_multiple=st.sampled_from((1, 2, 8)),
         min_width=st.sampled_from((1, 16)),
         min_heads=st.integers(1, 3),
+        max_heads=st.none() | st.integers(1, 8),
         group_macs=st.integers(0, 4000).map(float),
     ),
     channel_macs=st.integers(1, 200),
 )
 def test_the_partition_is_the_cheapest_of_all_and_takes_the_fewest_groups_of_these(widths, target, channel_macs):
     least = min(target.min_heads, len(widths))
-    allowed = [sizes for sizes in partitions(len(widths)) if min(sizes) >= least]
+    most = target.max_heads or len(widths)
+    allowed = [sizes for sizes in partitions(len(widths)) if min(sizes) >= least and max(sizes) <= most]
+    assume(allowed)
     best = min((cost(sizes, widths, target, channel_macs), len(sizes)) for sizes in allowed)
     found = partition(widths, target, channel_macs)
     assert sum(found) == len(widths)
