@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from slimc.errors import CheckpointError, OptionError
+from slimc.errors import CheckpointError, MissingError, OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +58,10 @@ def read_checkpoint(path: Path, *, ema: bool | None = None) -> Checkpoint:
     Raises:
         CheckpointError: the file is missing, damaged, holds something else, or is of no known system.
         OptionError: `ema` is asked of a file that has no averaged weights.
+        MissingError: torch or safetensors is not on this machine.
     """
     digest = _digest(path)
+    _require("torch")
     content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     main = _state_dict(path, content)
     system = _recognise(path, main)
@@ -68,6 +71,15 @@ def read_checkpoint(path: Path, *, ema: bool | None = None) -> Checkpoint:
     use_ema = averaged is not None and (ema or (ema is None and system == "ada_vit"))
     state = _tensors(path, averaged) if use_ema and averaged is not None else main
     return Checkpoint(path, digest, system, state, _arguments(content), use_ema)
+
+
+def _require(package: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise MissingError(
+            f"reading checkpoints needs {package}, which cannot be imported ({error}); pip install 'slimc[compile]'"
+        ) from None
 
 
 def _digest(path: Path) -> str:
@@ -93,6 +105,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    _require("safetensors")
     from safetensors import SafetensorError, safe_open
 
     try:
