@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slimc.errors import BudgetError, OptionError
-from slimc.models.options import ModelOptions
 
 if TYPE_CHECKING:
+    from slimc.models.options import ModelOptions
     from slimc.precision import Precision
 
 Budget = Annotated[str | None, typer.Option(help="One budget for attention, FFN and patches, in (0, 1].")]
@@ -77,6 +77,8 @@ def model_options(
         BudgetError: a budget or keep rate is not a number in (0, 1].
         OptionError: a pruning location is not a number.
     """
+    from slimc.models.options import ModelOptions
+
     whole = _number(budgets.both, "--budget")
     attn, mlp, patch = (
         _number(given, f"--budget-{kind}")
