@@ -19,7 +19,7 @@ from slimc.checkpoint import Checkpoint
 from slimc.compare import Comparison
 from slimc.count import Counts, count
 from slimc.emit import DEFAULT_OPSET, OPSETS, emit
-from slimc.errors import MismatchError, OptionError
+from slimc.errors import CheckpointError, MismatchError, OptionError
 from slimc.files import check_writable, replacing
 from slimc.images import image_files, load_images, seeded_images
 from slimc.metadata import Metadata, to_props
@@ -163,7 +163,7 @@ def compile_checkpoint(
     with watch.stage("load", f"reading {path.name}"):
         checkpoint, searched = frontend.load(path, model_options, ema=ema)
     with watch.stage("passes", "running the passes"):
-        model = _variant(searched, options)
+        model = _variant(path, searched, options)
         dense = count(searched.dense, options.target)
         compiled = Compiled(
             checkpoint=checkpoint,
@@ -181,10 +181,14 @@ def compile_checkpoint(
     return compiled, watch.seconds
 
 
-def _variant(searched: SearchedModel, options: ExportOptions) -> ir.Model:
-    if options.variant == "slim":
-        return compile_model(searched.masked, passes_for(options.target))
-    return compile_model(searched.masked if options.variant == "masked" else searched.dense, ())
+def _variant(path: Path, searched: SearchedModel, options: ExportOptions) -> ir.Model:
+    if options.variant != "slim":
+        return compile_model(searched.masked if options.variant == "masked" else searched.dense, ())
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            return compile_model(searched.masked, passes_for(options.target))
+    except FloatingPointError:
+        raise CheckpointError(f"{path}: weights so large that products of them overflow: a damaged file?") from None
 
 
 def export(

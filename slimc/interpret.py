@@ -149,7 +149,8 @@ def _attend_head(head: Head, n: Float64, keys: IndexArray, hidden: Float64 | Non
     # A ghost is a zero key: its score is 0. Subtracting the largest score, ghosts included, keeps exp in range.
     peak = np.maximum(scores.max(-1, keepdims=True, initial=-np.inf), 0.0 if ghosts else -np.inf)
     weights = np.exp(scores - peak)
-    weights = weights / (weights.sum(-1, keepdims=True) + ghosts * np.exp(-peak))
+    # Without ghosts the peak may lie so low that exp(-peak) overflows.
+    weights = weights / (weights.sum(-1, keepdims=True) + (ghosts * np.exp(-peak) if ghosts else 0.0))
     branch: Float64 = weights @ v[:, keys] @ head.output.astype(np.float64).T
     return branch
 
