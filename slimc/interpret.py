@@ -54,7 +54,7 @@ def trace(model: Model, images: FloatArray) -> Trace:
         rows = run_block(block, stream.rows, stream.kept)
         live = slice(None) if block.live is None else block.live
         stream = Stream(rows, stream.patches[:, live], stream.kept[:, live])
-    return Trace(classify(model.classifier, stream.rows, stream.kept[:, model.prefix :]), tuple(kept))
+    return Trace(classify(model.classifier, stream.rows, stream.kept & (stream.patches >= 0)), tuple(kept))
 
 
 def start(model: Model, images: Float64) -> Stream:
@@ -163,8 +163,8 @@ def feed_forward(mlp: Mlp, x: Float64) -> Float64:
     return apply(mlp.down, hidden) * mlp.residual_scale
 
 
-def classify(classifier: Classifier, x: Float64, kept: BoolArray) -> Float64:
-    """Logits [B, classes] of the last rows, of which the last ones, `kept` [B, patches], are patches to read."""
+def classify(classifier: Classifier, x: Float64, patches: BoolArray | None = None) -> Float64:
+    """Logits [B, classes] of the last rows [B, N, C]; an auxiliary head reads those that `patches` [B, N] marks."""
     logits = np.zeros((len(x), classifier.heads[0].weight.shape[0]))
     for row, head in zip(classifier.rows, classifier.heads, strict=True):
         features = normalise(classifier.norm, x[:, row])
@@ -173,8 +173,9 @@ def classify(classifier: Classifier, x: Float64, kept: BoolArray) -> Float64:
         logits = logits + apply(head, features)
     logits = logits * classifier.scale
     if classifier.auxiliary is not None:
-        patches = normalise(classifier.norm, x[:, x.shape[1] - kept.shape[1] :])
-        logits = logits + np.where(kept[..., None], apply(classifier.auxiliary, patches), -np.inf).max(1)
+        assert patches is not None
+        each = apply(classifier.auxiliary, normalise(classifier.norm, x))
+        logits = logits + np.where(patches[..., None], each, -np.inf).max(1)
     return logits
 
 

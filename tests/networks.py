@@ -12,7 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from slimc import ir
-from slimc.interpret import Float64, interpret
+from slimc.interpret import interpret
+from slimc.interpret_linear import Float64
 from slimc.passes.rewrite import Pass
 
 EPS = 1e-6

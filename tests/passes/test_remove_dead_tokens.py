@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimc import ir
-from slimc.interpret import Float64, classify, embed, run_block
+from slimc.interpret import classify, embed, run_block
+from slimc.interpret_linear import Float64
 from slimc.passes.fold_biases import FoldBiases
 from slimc.passes.remove_channels import RemoveMaskedChannels
 from slimc.passes.remove_dead_tokens import RemoveDeadTokens
@@ -92,7 +93,7 @@ def test_token_masks_count_as_sight_of_every_row(network):
 def test_the_last_block_of_a_dense_network_computes_the_classifier_row_only(depth):
     geometry = Geometry(depth, 2, 3, 6, 4, (2, 2), (2, 2), 1, 3, qkv_bias=True, pre_logits=False, residual_scale=1.0)
     slim = remove(dense_network(geometry, 0))
-    assert ir.block_rows(slim) == (ir.BlockRows(5, 5),) * (depth - 1) + (ir.BlockRows(5, 1),)
+    assert ir.block_rows(slim) == (ir.BlockRows(5, 5, 5),) * (depth - 1) + (ir.BlockRows(5, 5, 1),)
 
 
 def test_a_network_without_blocks_keeps_its_prefix_only():
