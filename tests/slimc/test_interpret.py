@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from slimc import ir
-from slimc.interpret import attend, gelu, interpret
+from slimc.interpret import attend, interpret
+from slimc.interpret_linear import gelu
 from tests.networks import Geometry, branches, dense_network, images_for
 
 GEOMETRY = Geometry(1, 2, 3, 6, 4, (2, 2), (2, 2), 1, 3, qkv_bias=True, pre_logits=False, residual_scale=1.0)
