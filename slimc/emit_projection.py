@@ -68,10 +68,8 @@ def ghost_bias(graph: GraphBuilder, scores: Value, ghosts: int, rows: int) -> Va
     in 2026.4). So there is one row for each head, or for each query where there is one head, or for each image.
     """
     *lead, queries, keys = dims(scores)
-    if len(lead) == 2:
-        shape = [1, lead[1], 1, keys]
-    else:
-        shape = [*(lead if queries == 1 else [1] * len(lead)), queries, keys]
+    alone = [*(lead if queries == 1 else [1] * len(lead)), queries, keys]
+    shape = [1, lead[1], 1, keys] if len(lead) == 2 else alone
     bias = np.zeros(shape, np.float32)
     bias[..., -rows:] = math.log(ghosts / rows)
     return graph.constant(bias, "ghosts")

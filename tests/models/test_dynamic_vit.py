@@ -253,7 +253,7 @@ class TestTraining:
         assert isinstance(output, Masked)
         assert (output.auxiliary is not None) == lvvit
         loss = output.logits.square().sum() + sum(decision.mean() for decision in output.decisions)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for name, parameter in network.named_parameters():
             if "aux_head" not in name:
                 assert parameter.grad is not None, name
@@ -282,7 +282,7 @@ class TestTraining:
         v = torch.randn(1, 1, 3, 4)
         kept = torch.tensor([[1.0, 0.0, 1.0]], requires_grad=True)
         mixed = _weighted_attention(q, k, v, kept)
-        mixed.sum().backward()  # type: ignore[no-untyped-call]
+        mixed.sum().backward()
         assert kept.grad is not None
         assert mixed.isfinite().all()
         assert kept.grad.isfinite().all()

@@ -1,5 +1,7 @@
 """OpenVINO behind the protocol: the same logits in float32, near ones in bfloat16, and one line for what it cannot do."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,8 @@ from slimc.precision import TOLERANCE
 def test_the_slim_networks_run_in_both_precisions(vector, tmp_path):
     path = exported(vector, tmp_path, target="cpu")
     reference = read_reference(reference_path(path))
-    for precision, tolerance in (("f32", TOLERANCE["fp32"]), ("bf16", TOLERANCE["bf16"])):
+    cases: tuple[tuple[Literal["f32", "bf16"], float], ...] = (("f32", TOLERANCE["fp32"]), ("bf16", TOLERANCE["bf16"]))
+    for precision, tolerance in cases:
         logits = run_images(openvino.load(path, precision=precision), reference.images, path.name)
         assert compare(logits, reference.logits, tolerance).passed, precision
 
