@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.ir import Attention, FloatArray, Head, Linear, Model, block_rows
+from slimc.ir import Attention, FloatArray, Head, Linear, Model, block_rows, map_arrays
 from slimc.passes.rewrite import with_blocks
 from slimc.target import Target
 
@@ -51,19 +51,14 @@ def macs_per_channel(dim: int, queries: int, keys: int) -> int:
 def _pack(attention: Attention, target: Target, channel_macs: int) -> Attention:
     heads = sorted(attention.heads, key=_width, reverse=True)
     if heads:
-        heads += [_zero_head(heads[-1])] * (target.min_heads - len(heads))
+        nothing = map_arrays(heads[-1], np.zeros_like)
+        heads += [nothing] * (target.min_heads - len(heads))
     sizes = partition([_width(head) for head in heads], target, channel_macs)
     packed: list[Head] = []
     for size in sizes:
         group = heads[len(packed) : len(packed) + size]
         packed.extend(_pad(head, rounded(_width(group[0]), target)) for head in group)
     return replace(attention, heads=tuple(packed), groups=sizes)
-
-
-def _zero_head(like: Head) -> Head:
-    """A head of the same widths that adds nothing."""
-    query, key, value = (Linear(np.zeros_like(linear.weight)) for linear in (like.query, like.key, like.value))
-    return Head(query, key, value, np.zeros_like(like.output))
 
 
 def _width(head: Head) -> int:
