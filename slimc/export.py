@@ -212,6 +212,8 @@ def export(
     start = time.perf_counter()
     check_options(options)
     check_writable(output)
+    if output.exists() and path.exists() and output.samefile(path):
+        raise OptionError(f"--output: {output} is the checkpoint itself; expected another file")
     files = image_files(options.data) if options.data is not None else []
     compiled, seconds = compile_checkpoint(path, model_options, options, ema=ema, step=step)
     watch = _Stopwatch(step)
