@@ -19,6 +19,9 @@ from slimc.graph import GraphBuilder, Value, dims
 from slimc.stream import Stream
 from slimc.target import Target
 
+_Parts = dict[str, list[list[ir.Linear]]]
+"""The linear layers of every group, by what they yield: q, k or v."""
+
 
 @dataclass(frozen=True)
 class Operands:
@@ -131,7 +134,7 @@ def _project_once(
 
     The ghosts' zero keys and values come out of the same product, as zero rows among its inputs.
     """
-    groups, batch = head_groups(attention), rows.normalised.batch
+    groups = head_groups(attention)
     ghosts = ghost_rows(len(rows.keys), attention.ghosts, target)
     order = np.argsort(rows.keys)
     asking = order[np.searchsorted(rows.keys, rows.live, sorter=order)]
@@ -141,24 +144,53 @@ def _project_once(
         "v": [[head.value for head in group] for group in groups],
     }
     inputs = rows.normalised.take(graph, rows.keys, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
-    outputs = _fused(graph, parts, "qkv", inputs, name)
+    if target.stacked_groups and len(groups) > 1:
+        cut = _cut_stacked(graph, parts, inputs, name)
+    else:
+        cut = _cut_apart(graph, parts, inputs, name)
     operands = []
-    for i, (group, q, k, v) in enumerate(zip(groups, outputs["q"], outputs["k"], outputs["v"], strict=True)):
-        query = _heads(graph, q, len(group), batch, False, f"{name}.q.{i}")
-        query = graph.take(query, asking, len(dims(query)) - 2, f"{name}.q.{i}.asking")
+    for i, (group, (query, key, value)) in enumerate(zip(groups, cut, strict=True)):
+        query = graph.take(query, asking, len(dims(query)) - 2, f"{name}.q.{i}.asking")  # noqa: PLW2901
         if not target.bias_in_product and any(head.query.bias is not None for head in group):
             bias = np.stack([bias_of(head.query) for head in group])[:, None, :]
             bias = bias if len(group) > 1 else bias[0]
-            query = graph.add(query, graph.parameter(f"{name}.q.{i}.bias", bias), f"{name}.q.{i}.biased")
-        key = _heads(graph, k, len(group), batch, True, f"{name}.k.{i}")
-        value = _heads(graph, v, len(group), batch, False, f"{name}.v.{i}")
+            query = graph.add(query, graph.parameter(f"{name}.q.{i}.bias", bias), f"{name}.q.{i}.biased")  # noqa: PLW2901
         operands.append(Operands(query, key, value, ghosts))
     return operands
 
 
-def _fused(
-    graph: GraphBuilder, parts: dict[str, list[list[ir.Linear]]], label: str, rows: Stream, name: str
-) -> dict[str, list[Value]]:
+def _cut_apart(graph: GraphBuilder, parts: _Parts, rows: Stream, name: str) -> list[tuple[Value, Value, Value]]:
+    """Query, key (transposed) and value of every group, each cut out of one product by itself."""
+    outputs = _fused(graph, parts, "qkv", rows, name)
+    return [
+        (
+            _heads(graph, outputs["q"][i], len(group), rows.batch, False, f"{name}.q.{i}"),
+            _heads(graph, outputs["k"][i], len(group), rows.batch, True, f"{name}.k.{i}"),
+            _heads(graph, outputs["v"][i], len(group), rows.batch, False, f"{name}.v.{i}"),
+        )
+        for i, group in enumerate(parts["q"])
+    ]
+
+
+def _cut_stacked(graph: GraphBuilder, parts: _Parts, rows: Stream, name: str) -> list[tuple[Value, Value, Value]]:
+    """As `_cut_apart`, with a product for each group whose q, k and v are transposed together: [3, B, H, N, d]."""
+    cut = []
+    for i, (q, k, v) in enumerate(zip(parts["q"], parts["k"], parts["v"], strict=True)):
+        label, heads = f"{name}.group{i}.qkv", len(q)
+        joined = _gemm(graph, [*q, *k, *v], rows, label)
+        shape = (rows.batch, rows.rows, 3, heads, dims(joined)[1] // (3 * heads))
+        split = graph.reshape(joined, shape, f"{label}.split")
+        stacked = graph.transpose(split, (2, 0, 3, 1, 4), f"{label}.stacked")
+        names = [f"{name}.{kind}.{i}" for kind in "qkv"]
+        pieces = graph.split(stacked, (1, 1, 1), 0, [f"{piece}.stacked" for piece in names])
+        query, key, value = (
+            graph.reshape(piece, dims(stacked)[1:], piece_name) for piece, piece_name in zip(pieces, names, strict=True)
+        )
+        cut.append((query, graph.transpose(key, (0, 1, 3, 2), f"{names[1]}.transposed"), value))
+    return cut
+
+
+def _fused(graph: GraphBuilder, parts: _Parts, label: str, rows: Stream, name: str) -> dict[str, list[Value]]:
     """One Gemm for all `parts`, cut into one matrix a kind and group."""
     linears = [linear for lists in parts.values() for group in lists for linear in group]
     joined = _gemm(graph, linears, rows, f"{name}.{label}")

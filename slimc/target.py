@@ -17,6 +17,8 @@ class Target:
     multiply-accumulates. `spare_query_macs` are what queries that nobody reads may cost where they spare a product of
     their own. The query bias is added inside the product where `bias_in_product`, else once queries are cut into heads.
     `absorb` lets attentions of few queries do without keys and values, which costs fused attention kernels.
+    With `stacked_groups` several groups of heads have a product each, cut into heads in one piece: TensorRT needs a kernel
+    for every piece.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Target:
     spare_query_macs: float = 0.0
     bias_in_product: bool = True
     absorb: bool = False
+    stacked_groups: bool = False
 
 
 _TENSOR_CORES = ("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm120", "sm121")
@@ -57,5 +60,6 @@ def find_target(name: str) -> Target:
             group_macs=60e6,
             spare_query_macs=math.inf,
             bias_in_product=False,
+            stacked_groups=True,
         )
     raise OptionError(f"--target: {name!r} is unknown; expected one of {', '.join(TARGETS)}")

@@ -9,10 +9,10 @@ from pathlib import Path
 import onnx_ir as oir
 
 from benchmarks.checkpoints import write_checkpoint
-from slimc import ir
 from slimc.emit import emit
 from slimc.export import ExportOptions, compile_checkpoint, export
 from slimc.models.options import ModelOptions, Variant
+from slimc.precision import to_half
 from slimc.target import find_target
 from tests.vectors import DATA
 
@@ -34,28 +34,27 @@ def exported(vector: str, directory: Path, *, target: str = "sm89", batch_size: 
 
 
 @cache
-def full_size(size: str, variant: Variant, directory: Path, *, groups: int | None = None) -> Path:
+def full_size(size: str, variant: Variant, directory: Path, *, many_groups: bool = False) -> Path:
     """A network of DeiT's size for SM89, searched at budgets of 0.7 or dense, as a float32 model.
 
-    With `groups` every attention's heads are packed into that many groups; else as pays best.
+    With `many_groups` heads are packed as if a further group cost nothing.
     """
     checkpoint = directory / f"{size}.pth"
     if not checkpoint.exists():
         write_checkpoint(size, checkpoint, 0.7)
-    options = ExportOptions(variant=variant, target=find_target("sm89"))
-    compiled, _ = compile_checkpoint(checkpoint, ModelOptions(), options)
-    model = compiled.model if groups is None else _regrouped(compiled.model, groups)
-    path = directory / f"{size}-{variant}-{groups}.onnx"
-    oir.save(emit(model, options.target), path)
+    target = find_target("sm89")
+    if many_groups:
+        target = replace(target, group_macs=0.0)
+    compiled, _ = compile_checkpoint(checkpoint, ModelOptions(), ExportOptions(variant=variant, target=target))
+    path = directory / f"{size}-{variant}-{many_groups}.onnx"
+    oir.save(emit(compiled.model, target), path)
     return path
 
 
-def _regrouped(model: ir.Model, groups: int) -> ir.Model:
-    """`model` with the heads of every attention in `groups` groups of like size."""
-    blocks = []
-    for block in model.blocks:
-        assert isinstance(block.attention, ir.Attention)
-        heads = len(block.attention.heads)
-        sizes = tuple(heads // groups + (i < heads % groups) for i in range(groups))
-        blocks.append(replace(block, attention=replace(block.attention, groups=sizes)))
-    return replace(model, blocks=tuple(blocks))
+def half(path: Path, directory: Path) -> Path:
+    """The model at `path` with matrix products in float16."""
+    model = oir.load(path)
+    to_half(model, "fp16")
+    typed = directory / f"{path.stem}-fp16.onnx"
+    oir.save(model, typed)
+    return typed

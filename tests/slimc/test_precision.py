@@ -1,5 +1,7 @@
 """Half precision in the graph: what is computed in it, what is not, and how near the reference that stays."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as oir
 import pytest
@@ -10,6 +12,7 @@ from slimc.compare import compare
 from slimc.emit import emit
 from slimc.errors import OptionError
 from slimc.frontend import load
+from slimc.ir import FloatArray
 from slimc.models.options import ModelOptions
 from slimc.onnx_file import check_file
 from slimc.pipeline import compile_model, passes_for
@@ -29,20 +32,20 @@ FLOAT, HALF = oir.DataType.FLOAT, oir.DataType.FLOAT16
 SM89 = find_target("sm89")
 
 
-def slim_model(vector, batch_size=1):
+def slim_model(vector: str, batch_size: int = 1) -> oir.Model:
     """The slim model of a vector in float32, in memory."""
     _, searched = load(VECTORS[vector], ModelOptions())
     return emit(compile_model(searched.masked, passes_for(SM89)), SM89, batch_size=batch_size)
 
 
-def logits_of(model, path, images):
+def logits_of(model: oir.Model, path: Path, images: FloatArray) -> FloatArray:
     """What ONNX Runtime makes of `images`."""
     oir.save(model, path)
     check_file(path)
     return run_images(ort.load(path, threads=1), images, path.name)
 
 
-def types_of(model, kind):
+def types_of(model: oir.Model, kind: str) -> set[oir.DataType | None]:
     """Types of the results of every operator of a kind."""
     return {node.outputs[0].dtype for node in model.graph if node.op_type == kind}
 

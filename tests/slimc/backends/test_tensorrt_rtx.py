@@ -1,17 +1,19 @@
 """Real builds: TensorRT-RTX builds ahead of time and needs no GPU for it."""
 
+from pathlib import Path
+
 import pytest
 
 from slimc.errors import ModelFileError, OptionError
-from slimc.fusion import attention_sites, read_log, summarise
-from slimc.precision import to_half
-from tests.artefacts import VECTORS, exported, full_size
+from slimc.fusion import BlockFusion, attention_sites, read_log, summarise
+from tests.artefacts import VECTORS, exported, full_size, half
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT-RTX")
 
 import onnx_ir as oir
 
 from slimc.backends import tensorrt_rtx
+from slimc.backends.tensorrt_common import Plan
 
 AMPERE_AND_NEWER = ("sm80", "sm86", "sm89", "sm120")
 
@@ -21,16 +23,7 @@ def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
-def half(path, directory):
-    """The model at `path` with matrix products in float16."""
-    model = oir.load(path)
-    to_half(model, "fp16")
-    typed = directory / f"{path.stem}-fp16.onnx"
-    oir.save(model, typed)
-    return typed
-
-
-def blocks_of(plan, path):
+def blocks_of(plan: Plan, path: Path) -> tuple[BlockFusion, ...]:
     """What became of every block."""
     return summarise(read_log(plan.log), attention_sites(oir.load(path).graph))
 
@@ -60,11 +53,12 @@ def test_a_slim_block_takes_nine_kernels_with_one_group_of_heads(directory):
 
 
 def test_a_slim_block_takes_twelve_kernels_with_two_groups(directory):
-    path = half(full_size("deit-s", "slim", directory, groups=2), directory)
+    path = half(full_size("deit-s", "slim", directory, many_groups=True), directory)
     blocks = blocks_of(tensorrt_rtx.build_plan(path, ("sm89",), path), path)
-    assert {block.attentions for block in blocks} == {2}
-    assert all(block.fused == 2 for block in blocks)
-    assert sum(block.kernels for block in blocks) / 12 <= 12
+    assert all(block.fused == block.attentions for block in blocks)
+    two = [block.kernels for block in blocks if block.attentions == 2]
+    assert len(two) >= 3
+    assert sum(two) / len(two) <= 12
 
 
 @pytest.mark.parametrize("vector", VECTORS)
