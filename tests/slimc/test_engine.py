@@ -105,7 +105,7 @@ def test_a_graph_that_computes_something_else_is_not_built(model, tmp_path):
 
 
 def test_models_that_are_not_ours_and_double_conversion_are_refused(model, tmp_path):
-    with pytest.raises(OptionError, match="does not end in .engine"):
+    with pytest.raises(OptionError, match=r"does not end in .engine"):
         build_engine(model, tmp_path / "m.plan", RTX_FP16)
     with pytest.raises(ModelFileError, match="no such file"):
         build_engine(tmp_path / "none.onnx", tmp_path / "m.engine", RTX_FP16)
@@ -118,7 +118,7 @@ def test_models_that_are_not_ours_and_double_conversion_are_refused(model, tmp_p
     content = oir.load(model)
     content.metadata_props["slimc.precision"] = "fp16"
     oir.save(content, foreign)
-    with pytest.raises(OptionError, match="--fp16.*is fp16 already"):
+    with pytest.raises(OptionError, match=r"--fp16.*is fp16 already"):
         build_engine(foreign, tmp_path / "m.engine", RTX_FP16)
 
 
