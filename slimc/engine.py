@@ -47,8 +47,9 @@ class EngineReport:
     """What `build_engine` did.
 
     `comparison` is of the engine with the reference, none for the reason `unchecked`: no GPU, no reference, or not
-    wanted. `graph_comparison` is of the half-precision graph, run by ONNX Runtime on the CPU before anything is built;
-    `agreement` tells how far that graph keeps the reference's patches, where it selects any.
+    wanted. `exported_for` is the target of the ONNX model. `graph_comparison` is of the half-precision graph, run by ONNX
+    Runtime on the CPU before anything is built; `agreement` tells how far that graph keeps the reference's patches,
+    where it selects any.
     """
 
     engine: Path
@@ -56,6 +57,7 @@ class EngineReport:
     comparison: Comparison | None
     unchecked: str
     graph_comparison: Comparison | None
+    exported_for: str
     agreement: Agreement | None = None
 
 
@@ -135,7 +137,7 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         kept_float32=kept,
     )
     comparison, unchecked = _finish(model, output, plan, facts, options, step)
-    return EngineReport(output, facts, comparison, unchecked, graph_comparison, agreement)
+    return EngineReport(output, facts, comparison, unchecked, graph_comparison, metadata.target, agreement)
 
 
 def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:

@@ -100,6 +100,21 @@ def _to_json(report: EngineReport) -> dict[str, object]:
     }
 
 
+def _print_lost(out: Output, report: EngineReport) -> None:
+    """Where attention is not fused, and why; in short where the model was exported for something else than a GPU."""
+    reasons = [(block.name, reason) for block in report.facts.blocks for reason in block.lost]
+    if reasons and report.exported_for in ("generic", "cpu") and report.facts.precision != "fp32":
+        wanted = (*report.facts.targets, "sm80")[0]
+        out.warn(
+            f"{len(reasons)} attentions are not fused: the model was exported for {report.exported_for}; "
+            f"slimc export --target {wanted} packs its heads so that they are"
+        )
+        return
+    for reason in dict.fromkeys(reason for _, reason in reasons):
+        blocks = [name for name, found in reasons if found == reason]
+        out.warn(f"attention is not fused in {', '.join(dict.fromkeys(blocks))}: {reason}")
+
+
 def _print_report(out: Output, report: EngineReport, precision: Precision) -> None:
     facts = report.facts
     rows = [(block.name, block.kernels, f"{block.fused} of {block.attentions}") for block in facts.blocks]
@@ -110,10 +125,7 @@ def _print_report(out: Output, report: EngineReport, precision: Precision) -> No
             f"{len(facts.kernels)} kernels, {in_blocks / len(facts.blocks):.2f} a block; attention fused in "
             f"{sum(block.fused for block in facts.blocks)} of {sum(block.attentions for block in facts.blocks)}"
         )
-    reasons = [(block.name, reason) for block in facts.blocks for reason in block.lost]
-    for reason in dict.fromkeys(reason for _, reason in reasons):
-        blocks = [name for name, found in reasons if found == reason]
-        out.warn(f"attention is not fused in {', '.join(dict.fromkeys(blocks))}: {reason}")
+    _print_lost(out, report)
     for name, reason in facts.kept_float32.items():
         out.warn(f"{name} stays float32: {reason}")
     graph = report.graph_comparison
