@@ -1,6 +1,7 @@
 """Engines: built for real, described beside the plan, and refused where they do not fit."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as oir
@@ -105,7 +106,7 @@ def test_a_graph_that_computes_something_else_is_not_built(model, tmp_path):
 
 
 def test_models_that_are_not_ours_and_double_conversion_are_refused(model, tmp_path):
-    with pytest.raises(OptionError, match=r"does not end in .engine"):
+    with pytest.raises(OptionError, match=r"does not end in \.engine"):
         build_engine(model, tmp_path / "m.plan", RTX_FP16)
     with pytest.raises(ModelFileError, match="no such file"):
         build_engine(tmp_path / "none.onnx", tmp_path / "m.engine", RTX_FP16)
@@ -122,7 +123,7 @@ def test_models_that_are_not_ours_and_double_conversion_are_refused(model, tmp_p
         build_engine(foreign, tmp_path / "m.engine", RTX_FP16)
 
 
-def copy_of(engine, directory):
+def copy_of(engine: Path, directory: Path) -> Path:
     """A copy that may be damaged."""
     path = directory / "copy.engine"
     path.write_bytes(engine.read_bytes())

@@ -1,6 +1,7 @@
 """Reading what a builder says about kernels, and saying why an attention was not fused."""
 
 import json
+from typing import Any
 
 import numpy as np
 import onnx_ir as oir
@@ -21,8 +22,9 @@ Name: head_6, LayerType: gemm, Metadata: [ONNX Layer: logits]
 Bindings: images, logits"""
 
 
-def site(block, **changes):
-    fields = {"batch": 1, "heads": 4, "width": 64, "half": True, "fusible": True, **changes}
+def site(block: str, **changes: object) -> AttentionSite:
+    """An attention that fuses, with changes."""
+    fields: dict[str, Any] = {"batch": 1, "heads": 4, "width": 64, "half": True, "fusible": True, **changes}
     return AttentionSite(f"{block}.attn.softmax", block, **fields)
 
 
@@ -73,7 +75,9 @@ def test_the_inspectors_json_says_the_same():
     )
 
 
-def attention_graph(lead, *, dtype=oir.DataType.FLOAT16, relu=False):
+def attention_graph(
+    lead: tuple[int, ...], *, dtype: oir.DataType = oir.DataType.FLOAT16, relu: bool = False
+) -> oir.Graph:
     """softmax(q k + bias) v, with a cast around the softmax."""
     shapes = {"q": (*lead, 5, 24), "k": (*lead, 24, 7), "v": (*lead, 7, 24)}
     q, k, v = (oir.val(name, dtype, shape) for name, shape in shapes.items())

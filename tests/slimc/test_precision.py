@@ -60,7 +60,7 @@ def test_products_are_half_and_what_must_not_be_is_not():
         readers = [node for node in model.graph if node.op_type == kind]
         assert readers
         assert {value.dtype for node in readers for value in node.inputs if value is not None} == {FLOAT}
-    residuals = [node for node in model.graph if (node.outputs[0].name or "").endswith(".residual")]
+    residuals = [node for node in model.graph if str(node.outputs[0].name).endswith(".residual")]
     assert len(residuals) == 8
     assert {node.outputs[0].dtype for node in residuals} == {FLOAT}
 
