@@ -9,8 +9,7 @@ from pathlib import Path
 import onnx_ir as oir
 
 from benchmarks.checkpoints import write_checkpoint
-from slimc.emit import emit
-from slimc.export import ExportOptions, compile_checkpoint, export
+from slimc.export import ExportOptions, compile_checkpoint, emit_onnx, export
 from slimc.models.options import ModelOptions, Variant
 from slimc.precision import to_half
 from slimc.target import find_target
@@ -45,9 +44,10 @@ def full_size(size: str, variant: Variant, directory: Path, *, many_groups: bool
     target = find_target("sm89")
     if many_groups:
         target = replace(target, group_macs=0.0)
-    compiled, _ = compile_checkpoint(checkpoint, ModelOptions(), ExportOptions(variant=variant, target=target))
+    options = ExportOptions(variant=variant, target=target)
+    compiled, _ = compile_checkpoint(checkpoint, ModelOptions(), options)
     path = directory / f"{size}-{variant}-{many_groups}.onnx"
-    oir.save(emit(compiled.model, target), path)
+    oir.save(emit_onnx(compiled, options), path)
     return path
 
 

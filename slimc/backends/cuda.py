@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from slimc.backends.base import Array, TensorSpec, Timer, Timing
-from slimc.errors import MissingError
+from slimc.errors import MissingError, ModelFileError
 
 _INSTALL = "pip install cuda-bindings"
 
@@ -71,11 +72,17 @@ class Device:
         return address
 
     def upload(self, name: str, array: Array) -> None:
-        """Copy `array` into the buffer `name`."""
+        """Copy `array` into the buffer `name`.
+
+        Raises:
+            ModelFileError: the array has another size.
+        """
         from cuda.bindings import runtime
 
         address, size = self._buffers[name]
         host = np.ascontiguousarray(array)
+        if host.nbytes != size:
+            raise ModelFileError(f"input {name}: {host.nbytes} bytes given, {size} expected")
         _checked(runtime.cudaMemcpy(address, host.ctypes.data, size, runtime.cudaMemcpyKind.cudaMemcpyHostToDevice))
 
     def download(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
@@ -107,15 +114,18 @@ class Device:
         return once
 
     def _captured(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """`enqueue` as one graph launch; it runs once before, for what happens on the first run only."""
+        """`enqueue` as one graph launch where it can be captured; it runs once before, for what happens at first only."""
         from cuda.bindings import runtime
 
         enqueue()
         _checked(runtime.cudaStreamSynchronize(self.stream))
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         _checked(runtime.cudaStreamBeginCapture(self.stream, mode))
-        enqueue()
-        graph = _checked(runtime.cudaStreamEndCapture(self.stream))
+        with suppress(ModelFileError):
+            enqueue()
+        status, graph = runtime.cudaStreamEndCapture(self.stream)
+        if status.value != 0:  # something in it asks the host, such as If: then it is launched as it is
+            return enqueue
         executable = _checked(runtime.cudaGraphInstantiate(graph, 0))
 
         def launch() -> None:
