@@ -13,7 +13,10 @@ from slimc.models.preprocessing import Preprocessing
 if TYPE_CHECKING:
     import torch
 
+    from slimc.usage import Usage
+
 Variant = Literal["slim", "masked", "dense"]
+HeadEffect = Literal["plain", "v2", "attn"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class ModelOptions:
     keep_ratios: tuple[float, ...] | None = None
     pruning_loc: tuple[int, ...] | None = None
     skip_lam: float | None = None
+    ada_head: HeadEffect | None = None
+    ada_token_with_mlp: bool | None = None
 
     def refuse(self, system: str, *names: str) -> None:
         """Raise an OptionError where one of the options `names` is given though `system` has no such thing."""
@@ -44,7 +49,8 @@ class SearchedModel:
 
     `network` builds the PyTorch network of a variant ("masked" or "dense"), in eval mode, float32: the reference that the
     emitted model is verified against. `settings` are the budgets or keep rates in force, for reports. Where the network
-    selects tokens, `select` maps it and images to logits and the patches [B, K] that each stage keeps, best first.
+    selects tokens, `select` maps it and images to logits and the patches [B, K] that each stage keeps, best first. Where
+    it decides for each image what runs, `observe` maps it and images to logits and what it decided.
     """
 
     system: str
@@ -55,3 +61,4 @@ class SearchedModel:
     details: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     select: Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, tuple[torch.Tensor, ...]]] | None = None
+    observe: Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, Usage]] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,10 @@ class Weights:
 
     def __contains__(self, key: str) -> bool:
         return key in self._state
+
+    def names(self) -> Iterable[str]:
+        """The names of all weights."""
+        return self._state.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of the weight `key`.

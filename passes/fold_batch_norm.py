@@ -25,7 +25,7 @@ class FoldBatchNorm:
 
     def __call__(self, model: Model) -> Model:
         """`model` with plain convolutions; the same object where they are plain already."""
-        stem = tuple(_fold(convolution) for convolution in model.embedding.stem)
+        stem = tuple(_fold(stage) if isinstance(stage, Convolution) else stage for stage in model.embedding.stem)
         if all(new is old for new, old in zip(stem, model.embedding.stem, strict=True)):
             return model
         return replace(model, embedding=replace(model.embedding, stem=stem))

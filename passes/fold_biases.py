@@ -7,7 +7,8 @@
 
 Exact. Both attention lines hold with masked rows among the keys, whose keys are then 0 and values are then 0: the form in
 which RemoveMaskedPositions can take them. They do not hold once ghosts stand in the softmax, so validation forbids biases
-there. Biases in effect are those after the head's mask, so this pass refuses masked heads.
+there. A head with a gate adds its value bias only when it is on, so its attention keeps its biases. Biases in effect are
+those after the head's mask, so this pass refuses masked heads.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class FoldBiases:
 
 def _attention(attention: Attention) -> Attention:
     if all(head.key.bias is None and head.value.bias is None for head in attention.heads):
+        return attention
+    if any(head.gate is not None for head in attention.heads):
         return attention
     if any(head.mask is not None for head in attention.heads):
         raise PassError("FoldBiases", "a head still has a mask", "run RemoveMaskedChannels or FoldScales first")

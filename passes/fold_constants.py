@@ -7,7 +7,7 @@ FFN's row set gets down(gelu(up.bias)), which contains the bias as well). Where 
 into the embedding: prefix tokens and patch positions. A selection ends the way, as its scorer reads the stream: there
 the constant stays an attention branch. Exact; a later reader of the stream sees the same sum.
 
-Refuses a residual scale other than 1 on the branch before (FoldScales).
+Refuses a residual scale other than 1 on the branch before (FoldScales), and a block with gates before a constant.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class FoldConstants:
         pending: FloatArray | None = None
         # From the last block to the first: a constant travels until it meets a branch with a bias.
         for block in reversed(model.blocks):
+            if block.gates is not None and pending is not None:
+                raise PassError("FoldConstants", f"{block.name} has gates, behind which a constant cannot go")
             mlp, pending = _absorb_mlp(block.mlp, pending)
             attention, pending = _absorb_attention(block.attention, pending)
             if block.select is not None and pending is not None:

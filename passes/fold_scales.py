@@ -46,7 +46,8 @@ def _head(head: Head, scale: float, outer: float) -> Head:
     if head.mask is not None:
         query, key, value = (_scaled(linear, head.mask) for linear in (query, key, value))
     output = head.output if outer == 1.0 else head.output * head.output.dtype.type(outer)
-    return Head(query if scale == 1.0 else _scaled(query, scale), key, value, output)
+    query = query if scale == 1.0 else _scaled(query, scale)
+    return replace(head, query=query, key=key, value=value, output=output, mask=None)
 
 
 def _mlp(mlp: Mlp) -> Mlp:

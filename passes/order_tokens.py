@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from slimc.ir import Attention, Block, Embedding, IndexArray, Mlp, Model, embedded_rows
+from slimc.ir import Attention, Embedding, IndexArray, Mlp, Model, embedded_rows
 
 Branch = TypeVar("Branch", Attention, Mlp)
 
@@ -64,7 +64,7 @@ def _reorder(model: Model, order: IndexArray) -> Model:
             leaving = np.argsort(leaving_order)
             mlp = _permuted(mlp, leaving, leaving_order)
         whole = len(new_live) == count
-        blocks.append(Block(block.name, attention, mlp, None if whole else new_live))
+        blocks.append(replace(block, attention=attention, mlp=mlp, live=None if whole else new_live))
         new_order = leaving_order
     final = np.argsort(new_order)
     rows = tuple(int(final[row]) for row in model.classifier.rows)

@@ -6,7 +6,8 @@
     FFN that computes no row                   adds down(gelu(up.bias)) to every row: a Constant
     a Constant of zeros                        gone
 
-Exact. Attention without keys has ghosts only (validation): zero values, so only the bias is left.
+Exact. A block with gates stays as it is: what it adds depends on the image. Attention without keys has ghosts only
+(validation): zero values, so only the bias is left.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ class RemoveEmptyBranches:
 
     def __call__(self, model: Model) -> Model:
         """`model` without empty heads and branches; the same object where there is none."""
-        model = map_branches(model, attention=_attention, mlp=_mlp)
-        return with_blocks(model, tuple(_without_zeros(block) for block in model.blocks))
+        slim = map_branches(model, attention=_attention, mlp=_mlp)
+        steps = zip(model.blocks, slim.blocks, strict=True)
+        return with_blocks(model, tuple(old if old.gates is not None else _without_zeros(new) for old, new in steps))
 
 
 def _attention(attention: Attention) -> AttentionBranch:

@@ -6,7 +6,7 @@ the IR, so that they are known before anything is emitted; a test counts them ag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,19 +35,59 @@ def count_macs(model: ir.Model, target: Target) -> int:
     return embedding_macs(model) + blocks + classifier_macs(model)
 
 
+@dataclass(frozen=True)
+class BranchMacs:
+    """MACs of one block for one image: of its decisions, and of its branches when they run."""
+
+    decisions: int
+    attention: int
+    mlp: int
+
+    @property
+    def total(self) -> int:
+        """MACs when everything runs."""
+        return self.decisions + self.attention + self.mlp
+
+
 def block_macs(model: ir.Model, target: Target) -> tuple[int, ...]:
-    """MACs of every block for one image."""
+    """MACs of every block for one image, every branch running."""
+    return tuple(macs.total for macs in branch_macs(model, target))
+
+
+def branch_macs(model: ir.Model, target: Target) -> tuple[BranchMacs, ...]:
+    """MACs of the decisions and branches of every block for one image."""
     counts = []
     for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
-        macs = 0
+        attention, mlp = 0, 0
+        used = _used_rows(block, rows.entering, model.prefix)
         if isinstance(block.attention, ir.Attention):
-            live = np.arange(rows.entering) if block.live is None else block.live
-            macs += _attention_macs(block.attention, rows.entering, live, target)
-        if isinstance(block.mlp, ir.Mlp):
-            computed = rows.leaving if block.mlp.rows is None else len(block.mlp.rows)
-            macs += computed * (block.mlp.up.weight.size + block.mlp.down.weight.size)
-        counts.append(macs)
+            live = np.arange(used) if block.live is None else block.live
+            attention = _attention_macs(block.attention, used, live, _target_of(block, target))
+        if isinstance(block.mlp, ir.Mlp) and block.mlp.up.weight.size:
+            gathered = block.gates is not None and block.gates.tokens_gate_mlp and block.live is None
+            computed = used if gathered else rows.leaving if block.mlp.rows is None else len(block.mlp.rows)
+            mlp = computed * (block.mlp.up.weight.size + block.mlp.down.weight.size)
+        counts.append(BranchMacs(_decision_macs(block.gates, rows.entering, model.prefix), attention, mlp))
     return tuple(counts)
+
+
+def _target_of(block: ir.Block, target: Target) -> Target:
+    """The rules for `block`: where rows and heads depend on the image, keys and values are always made."""
+    return target if block.gates is None else replace(target, absorb=False)
+
+
+def _used_rows(block: ir.Block, entering: int, prefix: int) -> int:
+    """Rows that the branches of `block` compute at most."""
+    gate = None if block.gates is None else block.gates.tokens
+    return entering if gate is None or gate.capacity is None else min(entering, prefix + gate.capacity)
+
+
+def _decision_macs(gates: ir.Gates | None, entering: int, prefix: int) -> int:
+    if gates is None:
+        return 0
+    macs = sum(linear.weight.size for linear in (gates.attention, gates.mlp, gates.heads) if linear is not None)
+    scored = gates.tokens is not None and entering > prefix
+    return macs + (entering * gates.tokens.score.weight.size if gates.tokens is not None and scored else 0)
 
 
 def selection_macs(model: ir.Model) -> tuple[int, ...]:
@@ -70,10 +110,20 @@ def _scorer_macs(scorer: ir.TokenScorer, rows: int) -> int:
 def embedding_macs(model: ir.Model) -> int:
     """MACs of the stem and the patch embedding for one image."""
     macs, (height, width) = 0, model.image
-    for convolution in model.embedding.stem:
-        height, width = ((side - 1) // convolution.stride + 1 for side in (height, width))
-        macs += height * width * convolution.weight.size
+    for stage in model.embedding.stem:
+        height, width = ((side - 1) // stage.stride + 1 for side in (height, width))
+        if isinstance(stage, ir.Convolution):
+            macs += height * width * stage.weight.size
+        elif stage.performer is not None:
+            macs += height * width * _performer_macs(stage.performer)
     return macs + (ir.embedded_rows(model) - model.prefix) * model.embedding.patch.weight.size
+
+
+def _performer_macs(performer: ir.Performer) -> int:
+    """MACs for one row; the numerator and the denominator are one product."""
+    linears = (performer.key, performer.query, performer.value, performer.output, performer.up, performer.down)
+    m, width = performer.features.shape
+    return int(sum(linear.weight.size for linear in linears) + 2 * m * width + 2 * m * (width + 1))
 
 
 def classifier_macs(model: ir.Model) -> int:
@@ -117,15 +167,37 @@ def count_params(model: ir.Model, target: Target) -> int:
             params += 0 if block.mlp.rows is None else model.dim
     for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
         if isinstance(block.attention, ir.Attention):
-            live = np.arange(rows.entering) if block.live is None else block.live
-            params += _projection_params(block.attention, rows.entering, live, target)
-    return params - _unused_embedding(model)
+            used = _used_rows(block, rows.entering, model.prefix)
+            live = np.arange(used) if block.live is None else block.live
+            params += _projection_params(block.attention, used, live, _target_of(block, target))
+    return params - _unused_embedding(model) - _unused_in_gated(model)
 
 
 def _unused_embedding(model: ir.Model) -> int:
     """Weights of a patch embedding that embeds no patch: they are not emitted."""
     patch = model.embedding.patch
     return 0 if ir.embedded_rows(model) > model.prefix else patch.weight.size + _size(patch.bias)
+
+
+def _unused_in_gated(model: ir.Model) -> int:
+    """Arrays of blocks with gates that are not emitted: norms that two nodes share, and those of branches without work."""
+    unused = 0
+    for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
+        if block.gates is None:
+            continue
+        scored = rows.entering > model.prefix
+        if block.gates.tokens is not None and not scored:
+            unused += _params(block.gates.tokens)
+        if isinstance(block.attention, ir.Attention):
+            shared = block.gates.tokens is not None and scored
+            unused += _params(block.attention.norm) if shared or not block.attention.heads else 0
+        if isinstance(block.mlp, ir.Mlp) and not block.mlp.up.weight.size:
+            unused += _params(block.mlp) - model.dim
+    return unused
+
+
+def _params(node: object) -> int:
+    return sum(array.size for array in ir.arrays(node))
 
 
 def _projection_params(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:

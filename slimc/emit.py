@@ -12,6 +12,8 @@ import onnx_ir as oir
 from slimc import ir
 from slimc.emit_attention import emit_attention
 from slimc.emit_convolution import emit_convolution
+from slimc.emit_gates import emit_adaptive_block
+from slimc.emit_stem import emit_soft_split
 from slimc.emit_tokens import Kept, emit_select
 from slimc.errors import InternalError
 from slimc.graph import GraphBuilder, Value, dims
@@ -26,8 +28,13 @@ OPSETS = range(17, 24)
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 
-def emit(model: ir.Model, target: Target, *, batch_size: int = 1, opset: int = DEFAULT_OPSET) -> oir.Model:
-    """The ONNX model of `model`: ``images`` [batch_size, 3, height, width] to ``logits`` [batch_size, classes], float32."""
+def emit(
+    model: ir.Model, target: Target, *, batch_size: int = 1, opset: int = DEFAULT_OPSET, conditional: bool = False
+) -> oir.Model:
+    """The ONNX model of `model`: ``images`` [batch_size, 3, height, width] to ``logits`` [batch_size, classes], float32.
+
+    With `conditional`, which needs batch 1, a branch that its gate switches off is not computed.
+    """
     graph = GraphBuilder(opset)
     images = graph.input("images", (batch_size, 3, *model.image))
     stream = _embed(graph, model, images)
@@ -35,7 +42,10 @@ def emit(model: ir.Model, target: Target, *, batch_size: int = 1, opset: int = D
     for block in model.blocks:
         if block.select is not None:
             stream, kept = emit_select(graph, block.select, stream, kept, block.name)
-        stream = _block(graph, block, stream, target, kept)
+        if block.gates is None:
+            stream = _block(graph, block, stream, target, kept)
+        else:
+            stream = emit_adaptive_block(graph, block, stream, model.prefix, target, conditional=conditional)
     logits = _classify(graph, model, stream, kept)
     return oir.Model(graph.build([logits], "slimc"), ir_version=_IR_VERSIONS[opset], producer_name="slimc")
 
@@ -60,8 +70,11 @@ def _embed(graph: GraphBuilder, model: ir.Model, images: Value) -> Stream:
 def _patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
     """The patches with their positions: [B, patches, C]."""
     embedding = model.embedding
-    for i, convolution in enumerate(embedding.stem, 1):
-        images = emit_convolution(graph, convolution, images, i)
+    for i, stage in enumerate(embedding.stem, 1):
+        if isinstance(stage, ir.SoftSplit):
+            images = emit_soft_split(graph, stage, images, i)
+        else:
+            images = emit_convolution(graph, stage, images, i)
     embed = _all_patches if embedding.patch.patches is None else _some_patches
     patches = embed(graph, model, images)
     if embedding.patch_position is None:

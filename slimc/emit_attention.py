@@ -7,6 +7,9 @@ log(n / p); p rounds the key count to what the target likes. With p = n there is
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +20,17 @@ from slimc.emit_tokens import Kept
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.stream import Stream
 from slimc.target import Target
+
+
+@dataclass(frozen=True)
+class HeadGates:
+    """Decisions that an image makes about heads: `times(x, numbers, name)` multiplies the columns of x by those `numbers`.
+
+    -1 is always on. A head that is off gives zero or every query's own value.
+    """
+
+    times: Callable[[Value, ir.IndexArray, str], Value]
+    off_heads: Literal["zero", "value"]
 
 
 def emit_attention(
@@ -39,6 +53,32 @@ def emit_attention(
     else:
         joined = _mix_groups(graph, attention, normalised, live, name, target, None if kept is None else kept.bias)
         weight = np.concatenate([head.output for head in attention.heads], axis=1)
+    return _project_out(graph, attention, joined, weight, name)
+
+
+def attend(
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    normalised: Stream,
+    live: ir.IndexArray,
+    name: str,
+    target: Target,
+    hidden: Value | None,
+    gates: HeadGates,
+) -> Value:
+    """What the branch adds to the `live` rows [B * live, C], from normalised rows and under the decisions `gates`.
+
+    `hidden` [B, 1, 1, keys] is added to the scores.
+    """
+    joined = _mix_groups(graph, attention, normalised, live, name, target, hidden, gates)
+    weight = np.concatenate([head.output for head in attention.heads], axis=1)
+    return _project_out(graph, attention, joined, weight, name)
+
+
+def _project_out(
+    graph: GraphBuilder, attention: ir.Attention, joined: Value, weight: ir.FloatArray, name: str
+) -> Value:
+    """The output projection of what the heads mixed."""
     bias = None if attention.output_bias is None else graph.parameter(f"{name}.proj.bias", attention.output_bias)
     branch = graph.gemm(joined, graph.parameter(f"{name}.proj.weight", weight), bias, f"{name}.proj")
     return branch if attention.residual_scale == 1.0 else graph.scale(branch, attention.residual_scale, f"{name}.scale")
@@ -52,15 +92,18 @@ def _mix_groups(
     name: str,
     target: Target,
     hidden: Value | None,
+    gates: HeadGates | None = None,
 ) -> Value:
-    """What all heads mix: [B * live, sum of widths]; `hidden` is added to the scores."""
+    """What all heads mix: [B * live, sum of widths]; `hidden` is added to the scores, `gates` switch heads off."""
     groups = head_groups(attention)
     operands = project(graph, attention, normalised, live, name, target)
     mixed = []
     for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
         label = name if len(groups) == 1 else f"{name}.group{i}"
-        mixed.append(_mix(graph, attention, group, operand, label, target, hidden))
-    return graph.concat(mixed, 1, f"{name}.joined")
+        heads = _mix(graph, attention, group, operand, label, target, hidden)
+        mixed.append(_flat(graph, heads, group, label))
+    joined = graph.concat(mixed, 1, f"{name}.joined")
+    return joined if gates is None else _gate(graph, gates, groups, operands, joined, live, name)
 
 
 def _mix(
@@ -72,7 +115,7 @@ def _mix(
     target: Target,
     hidden: Value | None,
 ) -> Value:
-    """softmax(q k^T) v of one group: [B * Nq, H * dv]."""
+    """softmax(q k^T + hidden) v of one group, in the form of its operands."""
     query, key, value = operands.query, operands.key, operands.value
     if any(head.mask is not None for head in group):
         query, key, value = _masked(graph, group, operands, name)
@@ -89,11 +132,38 @@ def _mix(
         alone = (*dims(scores)[:-2], 1, dims(scores)[-1])
         hiding = hidden if len(group) > 1 else graph.reshape(hidden, alone, f"{name}.hiding")
         scores = graph.add(scores, hiding, f"{name}.scores.hidden")
-    mixed = graph.matmul(graph.softmax(scores, f"{name}.softmax"), value, f"{name}.mixed")
+    return graph.matmul(graph.softmax(scores, f"{name}.softmax"), value, f"{name}.mixed")
+
+
+def _flat(graph: GraphBuilder, matrices: Value, group: tuple[ir.Head, ...], name: str) -> Value:
+    """A group's matrices, in the form of its operands, side by side: [B * N, H * dv]."""
     if len(group) > 1:
-        mixed = graph.transpose(mixed, (0, 2, 1, 3), f"{name}.merged")
+        matrices = graph.transpose(matrices, (0, 2, 1, 3), f"{name}.merged")
     width = sum(head.value.weight.shape[0] for head in group)
-    return graph.reshape(mixed, (math.prod(dims(mixed)) // width, width), f"{name}.flat")
+    return graph.reshape(matrices, (math.prod(dims(matrices)) // width, width), f"{name}.flat")
+
+
+def _gate(
+    graph: GraphBuilder,
+    gates: HeadGates,
+    groups: list[tuple[ir.Head, ...]],
+    operands: list[Operands],
+    joined: Value,
+    live: ir.IndexArray,
+    name: str,
+) -> Value:
+    """`joined` [B * Nq, channels] where a head is on; zero, or the queries' own values, where it is off."""
+    heads = [head for group in groups for head in group]
+    numbers = np.concatenate([np.full(len(h.value.weight), -1 if h.gate is None else h.gate) for h in heads])
+    if gates.off_heads == "zero" or (numbers < 0).all():
+        return gates.times(joined, numbers, f"{name}.gated")
+    parts = []
+    for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
+        rows = graph.take(operand.value, live, len(dims(operand.value)) - 2, f"{name}.own.{i}")
+        parts.append(_flat(graph, rows, group, f"{name}.own.{i}"))
+    own = graph.concat(parts, 1, f"{name}.own")
+    difference = graph.op("Sub", [joined, own], f"{name}.difference", dims(joined))
+    return graph.add(own, gates.times(difference, numbers, f"{name}.difference.gated"), f"{name}.gated")
 
 
 def _masked(

@@ -39,7 +39,7 @@ def emit_select(
     name, batch, rows = f"{block}.select", stream.batch, stream.rows
     size = min(rows, select.prefix + select.keep)
     scores = graph.reshape(_scores(graph, select, stream, kept, name), (batch, rows), f"{name}.scores")
-    chosen = graph.top_k(scores, size, f"{name}.kept")
+    _, chosen = graph.top_k(scores, size, f"{name}.kept")
     if select.drop:
         return _gather(graph, stream, chosen, name), None
     ones = graph.constant(np.ones((batch, size), np.float32), "ones")

@@ -27,7 +27,7 @@ from slimc.models.options import ModelOptions
 from slimc.onnx_file import write_model
 from slimc.precision import TOLERANCE, Precision, break_attention_fusion, to_half
 from slimc.reference import read_reference, reference_path
-from slimc.selection import Agreement, compare_with
+from slimc.selection import Choices, compare_with
 from slimc.target import find_target
 
 
@@ -48,8 +48,8 @@ class EngineReport:
 
     `comparison` is of the engine with the reference, none for the reason `unchecked`: no GPU, no reference, or not
     wanted. `exported_for` is the target of the ONNX model. `graph_comparison` is of the half-precision graph, run by ONNX
-    Runtime on the CPU before anything is built; `agreement` tells how far that graph keeps the reference's patches,
-    where it selects any.
+    Runtime on the CPU before anything is built; `agreement` tells how far that graph keeps the reference's patches or
+    decides alike, where it does such things.
     """
 
     engine: Path
@@ -58,7 +58,7 @@ class EngineReport:
     unchecked: str
     graph_comparison: Comparison | None
     exported_for: str
-    agreement: Agreement | None = None
+    agreement: Choices | None = None
 
 
 def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
@@ -194,7 +194,7 @@ def _why_unchecked(reference: Path, options: EngineOptions) -> str:
     return cuda.gpu_missing() or ""
 
 
-def _check(artefact: Path, reference: Path, precision: str, output: Path) -> tuple[Comparison, Agreement | None]:
+def _check(artefact: Path, reference: Path, precision: str, output: Path) -> tuple[Comparison, Choices | None]:
     """Compare an engine, or the graph that it is to be built from, with the reference."""
     found, agreement = compare_with(
         artefact,

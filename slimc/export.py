@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as oir
 
+from slimc import adaptive as ways
 from slimc import frontend, ir
+from slimc.adaptive import Adaptive
 from slimc.backends import ort
 from slimc.checkpoint import Checkpoint
 from slimc.compare import Comparison
@@ -25,12 +27,14 @@ from slimc.images import image_files, load_images, seeded_images
 from slimc.metadata import Metadata, to_props
 from slimc.models.options import ModelOptions, SearchedModel, Variant
 from slimc.onnx_file import data_path, write_model
+from slimc.passes.rewrite import Pass
 from slimc.pipeline import check_passes, compile_model, passes_for
 from slimc.precision import TOLERANCE, Precision, to_half
 from slimc.reference import Reference, reference_path, write_reference
-from slimc.selection import Agreement, compare_with
+from slimc.selection import Choices, compare_with
 from slimc.structure import Structure, describe
 from slimc.target import Target
+from slimc.usage import Limits, Usage, exact_images, graph_decisions, join
 
 SEED = 0
 _INPUTS = 4
@@ -46,7 +50,10 @@ def silent(_text: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to compile and check. `data` is a folder of further images."""
+    """How to compile and check. `data` is a folder of further images.
+
+    `adaptive` is how to compile decisions that an image makes; none leaves it to the network.
+    """
 
     variant: Variant = "slim"
     batch_size: int = 1
@@ -56,6 +63,7 @@ class ExportOptions:
     check_passes: bool = False
     data: Path | None = None
     precision: Precision = "fp32"
+    adaptive: Adaptive | None = None
 
     @property
     def tolerance(self) -> float:
@@ -65,7 +73,10 @@ class ExportOptions:
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A checkpoint compiled in memory: the model to emit, its structure and what was counted."""
+    """A checkpoint compiled in memory: the model to emit, its structure and what was counted.
+
+    `adaptive` and `limits` are how the decisions of an image were compiled, if there are any and they were limited.
+    """
 
     checkpoint: Checkpoint
     searched: SearchedModel
@@ -74,6 +85,8 @@ class Compiled:
     dense: Counts
     slim: Counts
     pass_errors: Mapping[str, float] | None = None
+    adaptive: Adaptive | None = None
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +98,7 @@ class ExportReport:
     compiled: Compiled
     comparison: Comparison | None
     seconds: Mapping[str, float]
-    agreement: Agreement | None = None
+    agreement: Choices | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as the keys of ``--json``."""
@@ -100,12 +113,16 @@ class ExportReport:
             "verify": None if found is None else _verify_json(found, self.agreement),
             "seconds": dict(self.seconds),
         }
+        if compiled.adaptive is not None:
+            result["adaptive"] = compiled.adaptive.name
+        if compiled.limits is not None:
+            result["limits"] = compiled.limits.to_json()
         if compiled.pass_errors is not None:
             result["passes"] = dict(compiled.pass_errors)
         return result
 
 
-def _verify_json(found: Comparison, agreement: Agreement | None) -> dict[str, Any]:
+def _verify_json(found: Comparison, agreement: Choices | None) -> dict[str, Any]:
     return {
         "max_abs": found.max_abs,
         "max_rel": found.max_rel,
@@ -115,7 +132,7 @@ def _verify_json(found: Comparison, agreement: Agreement | None) -> dict[str, An
         "worst_input": found.worst_input,
         "tolerance": found.tolerance,
         "passed": found.passed,
-        **({} if agreement is None else {"kept": asdict(agreement)}),
+        **({} if agreement is None else {agreement.key: asdict(agreement)}),
     }
 
 
@@ -162,8 +179,15 @@ def compile_checkpoint(
     watch = _Stopwatch(step)
     with watch.stage("load", f"reading {path.name}"):
         checkpoint, searched = frontend.load(path, model_options, ema=ema)
+    adaptive = ways.check(options.adaptive, searched, options.batch_size, options.data)
+    limits: Limits | None = None
+    files = image_files(options.data) if adaptive is not None and options.data is not None else []
+    if adaptive is not None and adaptive.capacity and options.variant == "slim":
+        with watch.stage("calibrate", f"running the network on {len(files)} images"):
+            limits = ways.calibrate(searched, files, adaptive.quantile)
+    passes = passes_for(options.target)
     with watch.stage("passes", "running the passes"):
-        model = _variant(path, searched, options)
+        model = _variant(path, searched, options, (*(ways.limiting_passes(limits) if limits else ()), *passes))
         dense = count(searched.dense, options.target)
         compiled = Compiled(
             checkpoint=checkpoint,
@@ -172,21 +196,24 @@ def compile_checkpoint(
             structure=describe(model, searched.masked, searched.dense, options.target),
             dense=dense,
             slim=count(model, options.target),
+            adaptive=adaptive,
+            limits=limits,
         )
     if options.check_passes:
         with watch.stage("check_passes", "checking every pass in float64"):
             images = seeded_images(1, searched.masked.image, SEED)
-            errors = check_passes(searched.masked, passes_for(options.target), images)
+            # Limits change what an image computes that exceeds them; the passes behind them change nothing.
+            errors = check_passes(ways.limited(searched.masked, limits) if limits else searched.masked, passes, images)
             compiled = replace(compiled, pass_errors=errors)
     return compiled, watch.seconds
 
 
-def _variant(path: Path, searched: SearchedModel, options: ExportOptions) -> ir.Model:
+def _variant(path: Path, searched: SearchedModel, options: ExportOptions, passes: tuple[Pass, ...]) -> ir.Model:
     if options.variant != "slim":
         return compile_model(searched.masked if options.variant == "masked" else searched.dense, ())
     try:
         with np.errstate(over="raise", invalid="raise"):
-            return compile_model(searched.masked, passes_for(options.target))
+            return compile_model(searched.masked, passes)
     except FloatingPointError:
         raise CheckpointError(f"{path}: weights so large that products of them overflow: a damaged file?") from None
 
@@ -227,11 +254,11 @@ def export(
             del model
             gc.collect()  # the graph's cycles
         with watch.stage("verify", "comparing with the PyTorch network"):
-            reference = make_reference(compiled.checkpoint, searched, options, files)
+            reference = make_reference(compiled.checkpoint, searched, options, files, compiled.limits)
             comparison, agreement = None, None
             if options.verify:
                 comparison, agreement = verify_file(onnx_temporary, reference, options, output)
-            write_reference(reference_temporary, _seeded_part(reference, options))
+            write_reference(reference_temporary, _shipped_part(reference))
     total = {**seconds, **watch.seconds, "total": time.perf_counter() - start}
     return ExportReport(output, reference_path(output), compiled, comparison, total, agreement)
 
@@ -243,15 +270,27 @@ def _without_weights(compiled: Compiled) -> Compiled:
 
 def emit_onnx(compiled: Compiled, options: ExportOptions) -> oir.Model:
     """The compiled model as ONNX, with its metadata."""
-    model = emit(compiled.model, options.target, batch_size=options.batch_size, opset=options.opset)
+    conditional = compiled.adaptive is not None and compiled.adaptive.conditional
+    model = emit(
+        compiled.model,
+        options.target,
+        batch_size=options.batch_size,
+        opset=options.opset,
+        conditional=conditional and options.variant == "slim",
+    )
     searched = compiled.searched
+    details = dict(searched.details)
+    if compiled.adaptive is not None and options.variant == "slim":
+        details["adaptive"] = compiled.adaptive.name
+    if compiled.limits is not None:
+        details["limits"] = compiled.limits.to_json()
     metadata = Metadata(
         source_sha256=compiled.checkpoint.sha256,
         system=searched.system,
         variant=options.variant,
         target=options.target.name,
         settings=searched.settings,
-        details=searched.details,
+        details=details,
         dense=compiled.dense,
         slim=compiled.slim,
         preprocessing=searched.preprocessing,
@@ -265,9 +304,16 @@ def emit_onnx(compiled: Compiled, options: ExportOptions) -> oir.Model:
 
 
 def make_reference(
-    checkpoint: Checkpoint, searched: SearchedModel, options: ExportOptions, files: list[Path]
+    checkpoint: Checkpoint,
+    searched: SearchedModel,
+    options: ExportOptions,
+    files: list[Path],
+    limits: Limits | None = None,
 ) -> Reference:
-    """What the PyTorch network makes of seeded inputs and of the images in `files`."""
+    """What the PyTorch network makes of seeded inputs and of the images in `files`.
+
+    Where it decides for each image what runs, also which images a network with `limits` decides alike on.
+    """
     import torch
 
     count_seeded = -(-_INPUTS // options.batch_size) * options.batch_size
@@ -275,34 +321,60 @@ def make_reference(
     if files:
         images = np.concatenate([images, load_images(files, searched.masked.image, searched.preprocessing)])
     network = searched.network("dense" if options.variant == "dense" else "masked")
-    select = searched.select if options.variant != "dense" else None
+    select, observe = (searched.select, searched.observe) if options.variant != "dense" else (None, None)
+    kept: list[tuple[torch.Tensor, ...]] = []
+    used: list[Usage] = []
+    decisions: dict[str, ir.BoolArray] = {}
+    logits: list[torch.Tensor] = []
     with torch.inference_mode():
-        pieces = torch.split(torch.from_numpy(images), _CHUNK)
-        outputs = [(network(piece), ()) if select is None else select(network, piece) for piece in pieces]
-    kept = tuple(torch.cat(stage).numpy() for stage in zip(*(stages for _, stages in outputs), strict=True))
-    facts = {
+        for piece in torch.split(torch.from_numpy(images), _CHUNK):
+            if select is not None:
+                output, stages = select(network, piece)
+                kept.append(stages)
+            elif observe is not None:
+                output, usage = observe(network, piece)
+                used.append(usage)
+            else:
+                output = network(piece)
+            logits.append(output)
+    facts: dict[str, Any] = {
         "source_sha256": checkpoint.sha256,
         "variant": options.variant,
         "seed": SEED,
         "seeded": count_seeded,
         "tolerance": options.tolerance,
     }
-    return Reference(images, torch.cat([logits for logits, _ in outputs]).numpy(), facts, kept)
+    if used:
+        usage = join(used)
+        exact = np.ones(len(images), bool) if limits is None else exact_images(usage, searched.masked, limits)
+        facts["exact"] = exact.tolist()
+        decisions = graph_decisions(usage, searched.masked, limits)
+    chosen = tuple(torch.cat(stage).numpy() for stage in zip(*kept, strict=True))
+    return Reference(images, torch.cat(logits).numpy(), facts, chosen, decisions)
 
 
-def _seeded_part(reference: Reference, options: ExportOptions) -> Reference:  # noqa: ARG001
-    """The reference that is shipped: the seeded inputs only, which keeps it small."""
-    seeded = int(reference.facts["seeded"])
-    kept = tuple(array[:seeded] for array in reference.kept)
-    return Reference(reference.images[:seeded], reference.logits[:seeded], reference.facts, kept)
+def _shipped_part(reference: Reference) -> Reference:
+    """The reference that is shipped: the seeded inputs only, which keeps it small.
+
+    Where a network has limits, some exact images of the data folder as well: noise may exceed every limit.
+    """
+    chosen = list(range(int(reference.facts["seeded"])))
+    facts = dict(reference.facts)
+    if "exact" in facts:
+        exact: list[bool] = facts["exact"]
+        chosen += [i for i in range(len(chosen), len(exact)) if exact[i] and not all(exact)][:_INPUTS]
+        facts["exact"] = [exact[i] for i in chosen]
+    kept = tuple(array[chosen] for array in reference.kept)
+    decisions = {name: array[chosen] for name, array in reference.decisions.items()}
+    return Reference(reference.images[chosen], reference.logits[chosen], facts, kept, decisions)
 
 
 def verify_file(
     path: Path, reference: Reference, options: ExportOptions, output: Path
-) -> tuple[Comparison, Agreement | None]:
+) -> tuple[Comparison, Choices | None]:
     """Compare the ONNX model at `path`, which is to become `output`, with `reference` in ONNX Runtime.
 
-    Also how far the kept patches agree, where the model selects any.
+    Also how far what it chooses agrees, where it selects patches or decides what runs.
 
     Raises:
         MismatchError: they differ by more than the tolerance.

@@ -24,4 +24,8 @@ def load(path: Path, options: ModelOptions, *, ema: bool | None = None) -> tuple
         from slimc.models import dynamic_vit
 
         return checkpoint, dynamic_vit.load(checkpoint, options)
+    if checkpoint.system == "ada_vit":
+        from slimc.models import ada_vit
+
+        return checkpoint, ada_vit.load(checkpoint, options)
     raise CheckpointError(f"{path}: {checkpoint.system} checkpoints cannot be compiled yet")

@@ -7,7 +7,7 @@ constant (masks, shapes, ghost rows) is a Constant node. So parameters can be co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class GraphBuilder:
         array = np.ascontiguousarray(array)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            unique = f"{name}.{len(self._constants)}"
+            unique = f"{name}.{len(self._names)}"
             attributes = {"value": oir.tensor(array, name=unique)}
             dtype = oir.DataType.from_numpy(array.dtype)
             self._constants[key] = self.op("Constant", [], unique, array.shape, attributes, dtype=dtype)
@@ -63,9 +63,14 @@ class GraphBuilder:
         name: str,
         shape: Sequence[int],
         attributes: dict[str, Any] | None = None,
-        dtype: oir.DataType = oir.DataType.FLOAT,
+        dtype: oir.DataType | None = None,
     ) -> Value:
-        """One node with one output called `name` of the given shape."""
+        """One node with one output called `name` of the given shape, of its first input's type unless `dtype` says."""
+        if dtype is None:
+            first = inputs[0]
+            assert first is not None
+            assert first.dtype is not None
+            dtype = first.dtype
         output = self._value(name, shape, dtype)
         self._nodes.append(oir.node(kind, inputs, attributes, outputs=[output], name=name))
         return output
@@ -86,6 +91,29 @@ class GraphBuilder:
             opset_imports={"": self.opset},
             name=name,
         )
+
+    def branch(self, condition: Value, then: Callable[[], Value], otherwise: Callable[[], Value], name: str) -> Value:
+        """`then()` where the boolean scalar `condition` holds, else `otherwise()`: only one of them is computed.
+
+        Both build a value of the same shape, from new nodes and from any value of this graph.
+        """
+        bodies = {
+            "then_branch": self._body(then, f"{name}.then"),
+            "else_branch": self._body(otherwise, f"{name}.else"),
+        }
+        result = bodies["then_branch"].outputs[0]
+        return self.op("If", [condition], name, dims(result), bodies, dtype=result.dtype)
+
+    def _body(self, make: Callable[[], Value], name: str) -> oir.Graph:
+        """A subgraph; constants that it needs are its own, parameters belong to the whole graph."""
+        outer = self._nodes, self._constants
+        self._nodes, self._constants = [], {}
+        result = make()
+        if result.producer() not in self._nodes:
+            result = self.op("Identity", [result], f"{name}.output", dims(result))
+        body = oir.Graph([], [result], nodes=self._nodes, name=name)
+        self._nodes, self._constants = outer
+        return body
 
     def gemm(self, x: Value, weight: Value, bias: Value | None, name: str) -> Value:
         """X weight^T + bias: x [rows, in], weight [out, in], bias [out]."""
@@ -154,14 +182,17 @@ class GraphBuilder:
         bounds = [self.constant(np.array([n], np.int64), "slice") for n in (first, first + count, axis)]
         return self.op("Slice", [x, *bounds], name, shape)
 
-    def top_k(self, x: Value, count: int, name: str) -> Value:
-        """Positions [B, count] of the largest entries of `x` [B, N], largest first, the first of equal ones first."""
+    def top_k(self, x: Value, count: int, name: str) -> tuple[Value, Value]:
+        """The `count` largest entries of every row of `x` [B, N], largest first, and their positions, both [B, count].
+
+        Of equal entries the first comes first.
+        """
         shape = (dims(x)[0], count)
         values = self._value(f"{name}.values", shape, oir.DataType.FLOAT)
         positions = self._value(name, shape, oir.DataType.INT64)
         inputs = [x, self.constant(np.array([count], np.int64), "count")]
         self._nodes.append(oir.node("TopK", inputs, {"axis": 1}, outputs=[values, positions], name=name))
-        return positions
+        return values, positions
 
     def largest(self, x: Value, axis: int, name: str) -> Value:
         """The largest entry along `axis`, which goes."""
@@ -170,6 +201,29 @@ class GraphBuilder:
             axes = self.constant(np.array([axis], np.int64), "axes")
             return self.op("ReduceMax", [x, axes], name, shape, {"keepdims": 0})
         return self.op("ReduceMax", [x], name, shape, {"axes": [axis], "keepdims": 0})
+
+    def gather(self, x: Value, indices: Value, name: str) -> Value:
+        """Rows `indices` (int64 [n]) of the matrix `x`."""
+        return self.op("Gather", [x, indices], name, (dims(indices)[0], dims(x)[1]), {"axis": 0})
+
+    def pick(self, x: Value, indices: npt.NDArray[np.int64], name: str) -> Value:
+        """Entries `indices` [...] of every row of the matrix `x` [B, n]: [B, ...]."""
+        shape = (dims(x)[0], *indices.shape)
+        return self.op("Gather", [x, self.constant(indices, "indices")], name, shape, {"axis": 1})
+
+    def scatter(self, x: Value, indices: Value, rows: Value, name: str) -> Value:
+        """The matrix `x` with `rows` in place of its rows `indices` (int64 [n], each at most once)."""
+        column = self.reshape(indices, (dims(indices)[0], 1), f"{name}.column")
+        return self.op("ScatterND", [x, column, rows], name, dims(x))
+
+    def exceeds(self, x: Value, threshold: float, name: str) -> Value:
+        """Whether `x` exceeds a number, strictly: booleans."""
+        limit = self.constant(np.float32(threshold))
+        return self.op("Greater", [x, limit], name, dims(x), dtype=oir.DataType.BOOL)
+
+    def as_float(self, x: Value, name: str) -> Value:
+        """0 and 1 for booleans."""
+        return self.op("Cast", [x], name, dims(x), {"to": oir.DataType.FLOAT}, oir.DataType.FLOAT)
 
     def softmax(self, x: Value, name: str) -> Value:
         """Softmax over the last axis."""

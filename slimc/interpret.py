@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from slimc.interpret_gates import Decisions, channel_gates, decide, undecided
 from slimc.interpret_linear import Float64, apply, gelu, normalise
+from slimc.interpret_stem import split_softly
 from slimc.interpret_tokens import Stream, kept_patches, select_tokens
 from slimc.ir import (
     Attention,
@@ -23,19 +25,22 @@ from slimc.ir import (
     Convolution,
     Embedding,
     FloatArray,
+    Gates,
     Head,
     IndexArray,
     Mlp,
     Model,
+    SoftSplit,
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Logits [B, classes], and the patches that every selection kept, ascending, [B, K] each."""
+    """Logits [B, classes]; the patches that every selection kept, ascending, [B, K] each; what every block decided."""
 
     logits: Float64
     kept: tuple[IndexArray, ...]
+    decisions: tuple[Decisions, ...] = ()
 
 
 def interpret(model: Model, images: FloatArray) -> Float64:
@@ -46,15 +51,17 @@ def interpret(model: Model, images: FloatArray) -> Float64:
 def trace(model: Model, images: FloatArray) -> Trace:
     """Logits of `images` [B, 3, height, width], and what was selected on the way."""
     stream = start(model, np.asarray(images, np.float64))
-    kept = []
+    kept, decisions = [], []
     for block in model.blocks:
         if block.select is not None:
             stream = select_tokens(block.select, stream)
             kept.append(kept_patches(stream))
-        rows = run_block(block, stream.rows, stream.kept)
+        decisions.append(decide(block.gates, stream.rows, model.prefix) if block.gates else undecided(stream.rows))
+        rows = run_block(block, stream.rows, stream.kept, decisions[-1])
         live = slice(None) if block.live is None else block.live
         stream = Stream(rows, stream.patches[:, live], stream.kept[:, live])
-    return Trace(classify(model.classifier, stream.rows, stream.kept & (stream.patches >= 0)), tuple(kept))
+    patches = stream.kept & (stream.patches >= 0)
+    return Trace(classify(model.classifier, stream.rows, patches), tuple(kept), tuple(decisions))
 
 
 def start(model: Model, images: Float64) -> Stream:
@@ -69,8 +76,8 @@ def start(model: Model, images: Float64) -> Stream:
 
 def embed(embedding: Embedding, images: Float64) -> Float64:
     """The first stream [B, P + patches, C]."""
-    for convolution in embedding.stem:
-        images = convolve(convolution, images)
+    for stage in embedding.stem:
+        images = split_softly(stage, images) if isinstance(stage, SoftSplit) else convolve(stage, images)
     weight = embedding.patch.weight.astype(np.float64)
     patches = cut_patches(images, weight.shape[2], weight.shape[3])
     if embedding.patch.patches is not None:
@@ -113,54 +120,77 @@ def batch_normalise(norm: BatchNorm, x: Float64) -> Float64:
     return (x - norm.mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
 
 
-def run_block(block: Block, x: Float64, kept: BoolArray | None = None) -> Float64:
-    """The rows after one block; `kept` [B, N] are the keys of its attention, none for all."""
+def run_block(block: Block, x: Float64, kept: BoolArray | None = None, decided: Decisions | None = None) -> Float64:
+    """The rows after one block; `kept` [B, N] are its attention's keys, none for all, `decided` its decisions, if any."""
+    decided, gates = decided or undecided(x), block.gates or Gates()
     live = np.arange(x.shape[1]) if block.live is None else block.live
     y = x[:, live]
     if isinstance(block.attention, Attention):
-        y = y + attend(block.attention, x, kept)[:, live]
+        added = attend(block.attention, x, kept, decided, gates) * decided.tokens[:, :, None]
+        y = y + added[:, live] * decided.attention[:, None, None]
     elif isinstance(block.attention, Constant):
         y = y + block.attention.vector
     if isinstance(block.mlp, Mlp):
-        y = y + feed_forward(block.mlp, y)
+        used = decided.tokens[:, live, None] if gates.tokens_gate_mlp else 1.0
+        y = y + feed_forward(block.mlp, y, decided) * used * decided.mlp[:, None, None]
     elif isinstance(block.mlp, Constant):
         y = y + block.mlp.vector
     return y
 
 
-def attend(attention: Attention, x: Float64, kept: BoolArray | None = None) -> Float64:
-    """What the attention branch adds to every row of `x`; `kept` [B, N] are the rows that may be keys, none for all."""
+def attend(
+    attention: Attention,
+    x: Float64,
+    kept: BoolArray | None = None,
+    decided: Decisions | None = None,
+    gates: Gates | None = None,
+) -> Float64:
+    """What the attention branch adds to every row of `x` that is used; `kept` [B, N] are the rows that may be keys."""
+    decided, gates = decided or undecided(x), gates or Gates()
     n = _visible(normalise(attention.norm, x), attention.token_mask, attention.rows)
     keys = np.arange(x.shape[1]) if attention.rows is None else attention.rows
-    hidden = None if kept is None else np.where(kept[:, None, keys], 0.0, -np.inf)
+    seen = _sight(decided.tokens, kept)[:, :, keys]
     branch = np.zeros_like(x)
     for head in attention.heads:
-        branch = branch + _attend_head(head, n, keys, hidden, attention)
+        on = 1.0 if head.gate is None else decided.heads[:, head.gate, None, None]
+        mixed, value = _mix(head, n, keys, seen, attention)
+        off = value * (1.0 - on) if gates.off_heads == "value" else 0.0
+        branch = branch + (mixed * on + off) @ head.output.astype(np.float64).T
     if attention.output_bias is not None:
         branch = branch + attention.output_bias
     return branch * attention.residual_scale
 
 
-def _attend_head(head: Head, n: Float64, keys: IndexArray, hidden: Float64 | None, attention: Attention) -> Float64:
+def _sight(tokens: Float64, kept: BoolArray | None) -> BoolArray:
+    """Which row sees which [B, N, N]: a token that is not used is seen by itself only, and nobody sees a row not kept."""
+    sight = (tokens[:, :, None] * tokens[:, None, :] + np.eye(tokens.shape[1])) > 0
+    return sight if kept is None else sight & kept[:, None, :]
+
+
+def _mix(head: Head, n: Float64, keys: IndexArray, seen: BoolArray, attention: Attention) -> tuple[Float64, Float64]:
+    """A head's mixed values, and its values."""
     ghosts = attention.ghosts
     mask = 1.0 if head.mask is None else head.mask.astype(np.float64)
     q, k, v = (apply(linear, n) * mask for linear in (head.query, head.key, head.value))
-    scores = q @ k[:, keys].transpose(0, 2, 1) * attention.scale + (0.0 if hidden is None else hidden)
+    scores = np.where(seen, q @ k[:, keys].transpose(0, 2, 1) * attention.scale, -np.inf)
     # A ghost is a zero key: its score is 0. Subtracting the largest score, ghosts included, keeps exp in range.
     peak = np.maximum(scores.max(-1, keepdims=True, initial=-np.inf), 0.0 if ghosts else -np.inf)
     weights = np.exp(scores - peak)
     # Without ghosts the peak may lie so low that exp(-peak) overflows.
     weights = weights / (weights.sum(-1, keepdims=True) + (ghosts * np.exp(-peak) if ghosts else 0.0))
-    branch: Float64 = weights @ v[:, keys] @ head.output.astype(np.float64).T
-    return branch
+    mixed: Float64 = weights @ v[:, keys]
+    return mixed, v
 
 
-def feed_forward(mlp: Mlp, x: Float64) -> Float64:
+def feed_forward(mlp: Mlp, x: Float64, decided: Decisions | None = None) -> Float64:
     """What the FFN branch adds to every row of `x`."""
-    hidden = gelu(apply(mlp.up, _visible(normalise(mlp.norm, x), mlp.token_mask, mlp.rows)))
+    n = _visible(normalise(mlp.norm, x), mlp.token_mask, mlp.rows)
+    if mlp.inputs is not None:
+        n = n[:, :, mlp.inputs]
+    hidden = gelu(apply(mlp.up, n * channel_gates(mlp.input_gates, decided)))
     if mlp.mask is not None:
         hidden = hidden * mlp.mask
-    return apply(mlp.down, hidden) * mlp.residual_scale
+    return apply(mlp.down, hidden * channel_gates(mlp.unit_gates, decided)) * mlp.residual_scale
 
 
 def classify(classifier: Classifier, x: Float64, patches: BoolArray | None = None) -> Float64:

@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,7 @@ class Head:
     """One attention head: q, k = n Wq^T, n Wk^T [N, d_qk]; v = n Wv^T [N, d_v]; its share of the output is (a v) output^T.
 
     `mask` [d] multiplies q, k and v channel by channel (d_qk = d_v = d then); none means one. `output` is [C, d_v].
+    `gate` is the decision of the block's `Gates.heads` that the head obeys; none means that it is always on.
     """
 
     query: Linear
@@ -53,6 +54,7 @@ class Head:
     value: Linear
     output: FloatArray
     mask: FloatArray | None = None
+    gate: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,10 @@ class Mlp:
     """The FFN branch: residual_scale * down(gelu(up(n)) * mask), with the exact (erf) GELU and n = norm(x).
 
     `mask` is [F]. `token_mask` [N] multiplies the rows of n; `rows` is what it becomes once it is removed: the rows that
-    are computed. The others count as zero rows of n.
+    are computed. The others count as zero rows of n. `inputs` are the channels of n that `up` reads; none means all.
+
+    `input_gates` (an entry a column of `up`) and `unit_gates` (an entry a hidden unit) number the decisions of the block's
+    `Gates.heads` that multiply what `up` reads, and what `down` reads; -1 is always one, and none means all -1.
     """
 
     norm: LayerNorm
@@ -93,6 +98,9 @@ class Mlp:
     token_mask: FloatArray | None = None
     rows: IndexArray | None = None
     residual_scale: float = 1.0
+    inputs: IndexArray | None = None
+    input_gates: IndexArray | None = None
+    unit_gates: IndexArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,11 +144,44 @@ class SelectTokens:
 
 
 @dataclass(frozen=True, eq=False)
+class TokenGate:
+    """The rows that a block uses for an image: prefix rows, and the patches with score(norm(x)) > threshold, strictly.
+
+    `score` is [1, C]. Of more than `capacity` patches, those of the highest scores are used (of equal ones the first);
+    none means any number.
+    """
+
+    norm: LayerNorm
+    score: Linear
+    threshold: float
+    capacity: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """What a block decides for each image (AdaViT, arXiv 2111.15668), from p: row 0 of the entering stream, after `norm`.
+
+    `attention` and `mlp` [1, C] switch a branch: it is added where the logit of p exceeds 0; none means always. `heads`
+    [G, C] are decisions, 1 where the logit exceeds 0, that heads and FFNs refer to by number. A head that is off gives
+    zero, or with `off_heads` "value" every token its own value. `tokens`: rows that are not used are no keys, and the
+    attention branch adds nothing to them, its bias included; nor does the FFN where `tokens_gate_mlp`.
+    """
+
+    attention: Linear | None = None
+    mlp: Linear | None = None
+    heads: Linear | None = None
+    tokens: TokenGate | None = None
+    norm: LayerNorm | None = None
+    tokens_gate_mlp: bool = False
+    off_heads: Literal["zero", "value"] = "zero"
+
+
+@dataclass(frozen=True, eq=False)
 class Block:
     """x = select(x); x = x[live] + attention(x); x = x + mlp(x). A branch that adds nothing is none.
 
     `live` are the rows of the stream entering the attention that leave it, none for all: the others end there.
-    `name` is the module path in the checkpoint, such as ``blocks.3``.
+    `name` is the module path in the checkpoint, such as ``blocks.3``. `gates` decide for each image what runs.
     """
 
     name: str
@@ -148,6 +189,7 @@ class Block:
     mlp: Mlp | Constant | None
     live: IndexArray | None = None
     select: SelectTokens | None = None
+    gates: Gates | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +214,38 @@ class Convolution:
 
 
 @dataclass(frozen=True, eq=False)
+class Performer:
+    """A layer of linear attention (T2T-ViT, arXiv 2101.11986; features of arXiv 2009.14794), from rows x [N, E] to [N, D].
+
+    k, q, v [N, D] = key(n), query(n), value(n) of n = norm1(x); phi(u) = exp(features u - |u|^2 / 2) / sqrt(m) with
+    features [m, D]; y = v + output(phi(q) (phi(k)^T v) / (phi(q) sum of phi(k) + 1e-8)); then y + down(gelu(up(norm2(y)))).
+    """
+
+    norm1: LayerNorm
+    key: Linear
+    query: Linear
+    value: Linear
+    features: FloatArray
+    output: Linear
+    norm2: LayerNorm
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, eq=False)
+class SoftSplit:
+    """A stage of T2T-ViT's stem, from a map to a map: overlapping windows, each a row, then `performer` on the rows.
+
+    Windows of side x side pixels, `stride` apart, zeros `padding` pixels around the map (``unfold``: channels first).
+    """
+
+    side: int
+    stride: int
+    padding: int
+    performer: Performer | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class PatchEmbed:
     """Non-overlapping patches of the image, each mapped to a row: weight [C, 3, p, p], bias [C] or none.
 
@@ -189,7 +263,7 @@ class PatchEmbed:
 class Embedding:
     """The stream's first rows: prefix tokens [P, C], then the patches; position embeddings are added to both.
 
-    `prefix_position` is [P, C], `patch_position` [number of patches, C]; none means zero. `stem` are convolutions that
+    `prefix_position` is [P, C], `patch_position` [number of patches, C]; none means zero. `stem` are stages that
     the image passes before it is cut into patches.
     """
 
@@ -197,7 +271,7 @@ class Embedding:
     prefix: FloatArray
     prefix_position: FloatArray | None
     patch_position: FloatArray | None
-    stem: tuple[Convolution, ...] = ()
+    stem: tuple[Convolution | SoftSplit, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +318,7 @@ class Model:
     @property
     def patch(self) -> tuple[int, int]:
         """Height and width of a patch in pixels of the image."""
-        stride = math.prod(convolution.stride for convolution in self.embedding.stem)
+        stride = math.prod(stage.stride for stage in self.embedding.stem)
         height, width = self.embedding.patch.weight.shape[2:]
         return height * stride, width * stride
 

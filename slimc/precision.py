@@ -222,6 +222,9 @@ class _Conversion:
         key = (value, dtype, owner)
         if key not in self.casts:
             name, constant = f"{value.name}.{dtype.name.lower()}", _float32_constant(value)
+            # A value that several subgraphs read is cast in each of them.
+            others = sum(other is value and kind == dtype for other, kind, _ in self.casts)
+            name = f"{name}.{others}" if others else name
             if constant is None:
                 self.casts[key] = _cast_node(graph, node, value, dtype, name)
             else:

@@ -1,7 +1,8 @@
 """The reference beside a model: inputs and what the PyTorch network made of them, for machines without torch.
 
 ``model.reference.npz`` holds `images` [n, 3, H, W] float32, `logits` [n, classes] float32 and `facts`, a JSON text; of a
-network that selects tokens also `kept_0`, `kept_1`, ... [n, K] int64, the patches that each stage keeps.
+network that selects tokens also `kept_0`, `kept_1`, ... [n, K] int64, the patches that each stage keeps; of one that
+decides for each image what runs also `decided:<value of the graph>` [n, decisions] bool.
 """
 
 from __future__ import annotations
@@ -9,27 +10,32 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slimc.errors import ModelFileError
-from slimc.ir import FloatArray, IndexArray
+from slimc.ir import BoolArray, FloatArray, IndexArray
+
+_DECIDED = "decided:"
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """Inputs, expected logits, and facts: `source_sha256`, `variant`, `seed`, `tolerance` (of the logits' spread).
 
-    `kept` are the patches that each selection keeps, [n, K] by grid position; empty where nothing is selected.
+    `kept` are the patches that each selection keeps, [n, K] by grid position; empty where nothing is selected. `decisions`
+    are what a network decides, [n, decisions] by the name of the graph's value; the fact `exact` then says for which
+    inputs the compiled network can decide so.
     """
 
     images: FloatArray
     logits: FloatArray
     facts: Mapping[str, Any]
     kept: tuple[IndexArray, ...] = ()
+    decisions: Mapping[str, BoolArray] = field(default_factory=dict)
 
 
 def reference_path(model: Path) -> Path:
@@ -41,8 +47,9 @@ def write_reference(path: Path, reference: Reference) -> None:
     """Write `reference` to `path`, compressed; the same reference gives the same bytes."""
     facts = np.array(json.dumps(dict(reference.facts), sort_keys=True))
     kept: dict[str, Any] = {f"kept_{stage}": array for stage, array in enumerate(reference.kept)}
+    decisions: dict[str, Any] = {f"{_DECIDED}{name}": array for name, array in reference.decisions.items()}
     with path.open("wb") as file:
-        np.savez_compressed(file, images=reference.images, logits=reference.logits, facts=facts, **kept)
+        np.savez_compressed(file, images=reference.images, logits=reference.logits, facts=facts, **kept, **decisions)
 
 
 def read_reference(path: Path) -> Reference:
@@ -55,7 +62,9 @@ def read_reference(path: Path) -> Reference:
         with np.load(path, allow_pickle=False) as content:
             images, logits = content["images"], content["logits"]
             facts = json.loads(str(content["facts"]))
-            kept = tuple(content[f"kept_{stage}"] for stage in range(len(content.files) - 3))
+            kept = tuple(content[f"kept_{stage}"] for stage in range(sum(n.startswith("kept_") for n in content.files)))
+            decided = [name for name in content.files if name.startswith(_DECIDED)]
+            decisions = {name.removeprefix(_DECIDED): content[name] for name in decided}
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such reference; slimc export writes it beside the model") from None
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
@@ -65,4 +74,8 @@ def read_reference(path: Path) -> Reference:
         raise ModelFileError(f"{path}: not a reference that slimc wrote (shapes {images.shape} and {logits.shape})")
     if any(array.ndim != 2 or len(array) != len(images) or array.dtype != np.int64 for array in kept):
         raise ModelFileError(f"{path}: not a reference that slimc wrote (patches kept {[a.shape for a in kept]})")
-    return Reference(images, logits, facts, kept)
+    if any(array.ndim != 2 or len(array) != len(images) or array.dtype != bool for array in decisions.values()):
+        raise ModelFileError(f"{path}: not a reference that slimc wrote (decisions of other shapes)")
+    if decisions and len(facts.get("exact", ())) != len(images):
+        raise ModelFileError(f"{path}: not a reference that slimc wrote (decisions without exact inputs)")
+    return Reference(images, logits, facts, kept, decisions)

@@ -10,28 +10,27 @@ the graph that value is made an output, to be read, or an input, to be set.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from slimc.backends import ort
-from slimc.backends.base import Array, Session, run_images
+from slimc.backends.base import run_images
 from slimc.compare import Comparison, compare
+from slimc.decisions import Exactness, compare_decided
 from slimc.errors import MismatchError, ModelFileError
 from slimc.ir import BoolArray, FloatArray, IndexArray
 from slimc.metadata import read_metadata
+from slimc.probe import Open, run, values_of
 from slimc.reference import Reference
 
 if TYPE_CHECKING:
     import onnx
 
 SUFFIX = ".select.kept"
-
-Open = Callable[[Path], Session]
 
 MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.85}
 """Least share of the reference's patches that a model keeps at any stage, over all inputs.
@@ -57,24 +56,36 @@ class Agreement:
     `stages` is the share of them, stage by stage, over all inputs; `equal` counts the inputs whose sets are all equal.
     """
 
+    key: ClassVar[str] = "kept"
+
     stages: tuple[float, ...]
     equal: int
     inputs: int
 
+    def describe(self) -> str:
+        """One line for people."""
+        stages = ", ".join(f"{share:.1%}" for share in self.stages)
+        return f"kept patches: {self.equal} of {self.inputs} inputs equal; by stage {stages}"
+
+
+Choices = Agreement | Exactness
+
 
 def compare_with(
     path: Path, reference: Reference, tolerance: float, *, open_model: Open, precision: str, source: str
-) -> tuple[Comparison, Agreement | None]:
+) -> tuple[Comparison, Choices | None]:
     """Compare the model or engine at `path`, which `open_model` loads, with a reference.
 
-    Also how far the kept patches agree, where the reference holds any and the artefact is a model: an engine does not let
-    them be read, so its logits are compared as they are. Errors name the artefact `source`.
+    Also how far the kept patches or decisions agree, where the reference holds any and the artefact is a model: an engine
+    does not let them be read, so its logits are compared as they are. Errors name the artefact `source`.
 
     Raises:
         MismatchError, ModelFileError: see `compare_selected` and `slimc.compare.compare`.
     """
     if reference.kept and path.suffix == ".onnx":
         return compare_selected(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
+    if reference.decisions:
+        return compare_decided(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
     return compare(run_images(open_model(path), reference.images, source), reference.logits, tolerance), None
 
 
@@ -85,22 +96,22 @@ def run_selected(path: Path, images: FloatArray, open_model: Open = ort.load) ->
         ModelFileError: the model selects nothing, or takes other images.
     """
     model, names = _load(path)
-    by_name = {info.name: info for info in _selection_values(model, names)}
+    by_name = {info.name: info for info in values_of(model, names)}
     model.graph.output.extend(by_name[name] for name in names)
-    logits, *chosen = _run(model, images, {}, ["logits", *names], open_model)
+    logits, *chosen = run(model, images, {}, ["logits", *names], open_model)
     return Selected(logits, _positions(path, chosen))
 
 
 def run_given(path: Path, images: FloatArray, kept: Sequence[IndexArray], open_model: Open = ort.load) -> FloatArray:
     """Logits [n, classes] of the ONNX model at `path` when it must keep the patches `kept`, each [n, K]."""
     model, names = _load(path)
-    values = _selection_values(model, names)
+    values = values_of(model, names)
     nodes = [node for node in model.graph.node if not set(names) & set(node.output)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.input.extend(values)
     rows = _rows(path, kept)
-    return _run(model, images, dict(zip(names, rows, strict=True)), ["logits"], open_model)[0]
+    return run(model, images, dict(zip(names, rows, strict=True)), ["logits"], open_model)[0]
 
 
 def compare_selected(
@@ -168,41 +179,6 @@ def _load(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     if not names:
         raise ModelFileError(f"{path}: selects no tokens")
     return model, names
-
-
-def _selection_values(model: onnx.ModelProto, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    known = {info.name: info for info in model.graph.value_info}
-    if not set(names) <= set(known):
-        import onnx
-
-        inferred = onnx.shape_inference.infer_shapes(model)
-        known = {info.name: info for info in inferred.graph.value_info}
-    return [known[name] for name in names]
-
-
-def _run(
-    model: onnx.ModelProto, images: FloatArray, given: dict[str, IndexArray], outputs: Sequence[str], open_model: Open
-) -> list[Array]:
-    """Outputs [n, ...] of `images` [n, 3, height, width], in batches of the model's size; the last one is filled."""
-    import onnx
-
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        file = Path(directory) / "model.onnx"
-        onnx.save(model, str(file), save_as_external_data=model.ByteSize() > 2**31 - 2**26)
-        session = open_model(file)
-    spec = next(spec for spec in session.inputs if spec.name == "images")
-    if images.shape[1:] != spec.shape[1:]:
-        raise ModelFileError(
-            f"the model takes images {list(spec.shape[1:])}, but was given {list(images.shape[1:])}: "
-            "the images belong to another model"
-        )
-    size, results = spec.shape[0], []
-    for start in range(0, len(images), size):
-        indices = np.minimum(np.arange(start, start + size), len(images) - 1)
-        feeds = {"images": images[indices], **{name: array[indices] for name, array in given.items()}}
-        batch = session.run(feeds)
-        results.append([batch[name][: len(images) - start] for name in outputs])
-    return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
 
 def _positions(path: Path, chosen: Sequence[IndexArray]) -> tuple[IndexArray, ...]:

@@ -31,6 +31,7 @@ def validate(model: ir.Model) -> None:
             _mlp(f"{block.name}.mlp", block.mlp, model.dim, rows.leaving)
         elif isinstance(block.mlp, ir.Constant):
             _shape(f"{block.name}.mlp", block.mlp.vector, (model.dim,))
+        _gates(block, model.dim)
     _classifier(model)
     if len({array.dtype for array in ir.arrays(model)}) > 1:
         raise ValidationError("model: its arrays have more than one floating-point type")
@@ -51,11 +52,17 @@ def _embedding(model: ir.Model) -> None:
     _shape("embedding.patch_position", embedding.patch_position, (patches, model.dim))
 
 
-def _stem(stem: tuple[ir.Convolution, ...]) -> int:
+def _stem(stem: tuple[ir.Convolution | ir.SoftSplit, ...]) -> int:
     """Check the stem and return its output channels."""
     channels = 3
-    for i, convolution in enumerate(stem):
-        name, (out, _, *kernel) = f"embedding.stem[{i}]", convolution.weight.shape
+    for i, stage in enumerate(stem):
+        name = f"embedding.stem[{i}]"
+        if isinstance(stage, ir.SoftSplit):
+            channels *= stage.side**2
+            if stage.performer is not None:
+                channels = _performer(f"{name}.performer", stage.performer, channels)
+            continue
+        convolution, (out, _, *kernel) = stage, stage.weight.shape
         _shape(f"{name}.weight", convolution.weight, (out, channels, kernel[0], kernel[0]))
         if kernel[0] % 2 == 0 or convolution.stride < 1:
             raise ValidationError(f"{name}: needs an odd kernel and a positive stride")
@@ -123,11 +130,59 @@ def _groups(name: str, attention: ir.Attention) -> None:
 def _mlp(name: str, mlp: ir.Mlp, dim: int, rows: int) -> None:
     _norm(f"{name}.norm", mlp.norm, dim)
     width = mlp.up.weight.shape[0]
-    _linear(f"{name}.up", mlp.up, width, dim)
+    _indices(f"{name}.inputs", mlp.inputs, dim)
+    _linear(f"{name}.up", mlp.up, width, dim if mlp.inputs is None else len(mlp.inputs))
     _linear(f"{name}.down", mlp.down, dim, width)
     _shape(f"{name}.mask", mlp.mask, (width,))
     _shape(f"{name}.token_mask", mlp.token_mask, (rows,))
     _indices(f"{name}.rows", mlp.rows, rows)
+
+
+def _gates(block: ir.Block, dim: int) -> None:
+    gates, name = block.gates or ir.Gates(), f"{block.name}.gates"
+    count = 0 if gates.heads is None else gates.heads.weight.shape[0]
+    for field, linear, out in (("attention", gates.attention, 1), ("mlp", gates.mlp, 1), ("heads", gates.heads, count)):
+        if linear is not None:
+            _linear(f"{name}.{field}", linear, out, dim)
+    if gates.norm is not None:
+        _norm(f"{name}.norm", gates.norm, dim)
+    if gates.tokens is not None:
+        _norm(f"{name}.tokens.norm", gates.tokens.norm, dim)
+        _linear(f"{name}.tokens.score", gates.tokens.score, 1, dim)
+        if gates.tokens.capacity is not None and gates.tokens.capacity < 1:
+            raise ValidationError(f"{name}.tokens.capacity: {gates.tokens.capacity} is less than one patch")
+    _gate_numbers(block, count)
+    branches = [branch for branch in (block.attention, block.mlp) if isinstance(branch, ir.Attention | ir.Mlp)]
+    if block.gates is not None and any(b.rows is not None or b.token_mask is not None for b in branches):
+        raise ValidationError(f"{name}: a block decides about tokens for each image or for all of them, not both")
+
+
+def _gate_numbers(block: ir.Block, count: int) -> None:
+    if isinstance(block.attention, ir.Attention):
+        for i, head in enumerate(block.attention.heads):
+            if head.gate is not None and not 0 <= head.gate < count:
+                raise ValidationError(f"{block.name}.attn.heads[{i}].gate: {head.gate} of {count} decisions")
+    if isinstance(block.mlp, ir.Mlp):
+        width, into = block.mlp.up.weight.shape
+        for field, gates, size in (
+            ("input_gates", block.mlp.input_gates, into),
+            ("unit_gates", block.mlp.unit_gates, width),
+        ):
+            if gates is not None and (gates.shape != (size,) or not ((gates >= -1) & (gates < count)).all()):
+                raise ValidationError(f"{block.name}.mlp.{field}: not {size} entries from -1 to {count - 1}")
+
+
+def _performer(name: str, performer: ir.Performer, into: int) -> int:
+    width: int = performer.value.weight.shape[0]
+    _norm(f"{name}.norm1", performer.norm1, into)
+    for part in ("key", "query", "value"):
+        _linear(f"{name}.{part}", getattr(performer, part), width, into)
+    _shape(f"{name}.features", performer.features, (performer.features.shape[0], width))
+    _norm(f"{name}.norm2", performer.norm2, width)
+    hidden = performer.up.weight.shape[0]
+    for part, out, columns in (("output", width, width), ("up", hidden, width), ("down", width, hidden)):
+        _linear(f"{name}.{part}", getattr(performer, part), out, columns)
+    return width
 
 
 def _classifier(model: ir.Model) -> None:

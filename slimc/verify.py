@@ -16,7 +16,8 @@ from slimc.images import image_files, load_images, seeded_images
 from slimc.models.options import ModelOptions, Variant
 from slimc.precision import TOLERANCE
 from slimc.reference import Reference, read_reference, reference_path
-from slimc.selection import Agreement, compare_with, run_selected
+from slimc.selection import Choices, compare_with, run_selected
+from slimc.usage import Limits
 
 _SEED = 0
 _INPUTS = 4
@@ -36,14 +37,14 @@ class Artefact:
 class Verdict:
     """The outcome for one artefact; without a comparison, `failure` says why nothing could be compared.
 
-    `agreement` tells how far the kept patches are those of the reference, for a model that selects any.
+    `agreement` tells how far kept patches or decisions are those of the reference, for a model that makes any.
     """
 
     artefact: Artefact
     backend: str
     comparison: Comparison | None
     failure: str = ""
-    agreement: Agreement | None = None
+    agreement: Choices | None = None
 
     @property
     def passed(self) -> bool:
@@ -161,6 +162,8 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
     images = seeded_images(_INPUTS, metadata.structure.image, _SEED)
     if files:
         images = np.concatenate([images, load_images(files, metadata.structure.image, metadata.preprocessing)])
+    if metadata.system == "ada_vit":
+        raise OptionError(f"--against: {source} decides for each image; expected its checkpoint or a reference")
     if metadata.structure.selecting:
         selected = run_selected(source, images)
         return Reference(images, selected.logits, {}, selected.kept)
@@ -175,4 +178,17 @@ def _from_checkpoint(artefact: Artefact, source: Path, against: Against) -> Refe
     checkpoint, searched = frontend.load(source, against.model_options, ema=against.ema)
     variant: Variant = "dense" if artefact.variant == "dense" else "masked"
     _same_model(artefact, source, checkpoint.sha256, variant)
-    return make_reference(checkpoint, searched, ExportOptions(variant=variant), files)
+    limits = _limits(artefact) if searched.observe is not None else None
+    return make_reference(checkpoint, searched, ExportOptions(variant=variant), files, limits)
+
+
+def _limits(artefact: Artefact) -> Limits | None:
+    """The limits that a model which decides for each image was compiled with."""
+    if artefact.path.suffix != ".onnx":
+        raise OptionError(
+            f"--against: {artefact.path} decides for each image, of which an engine tells nothing; verify its model"
+        )
+    from slimc.metadata import read_metadata
+
+    found = read_metadata(artefact.path).details.get("limits")
+    return None if found is None else Limits.from_json(found)

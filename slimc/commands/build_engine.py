@@ -95,7 +95,7 @@ def _to_json(report: EngineReport) -> dict[str, object]:
         "kernels": len(report.facts.kernels),
         "verify": None if found is None else summary(found),
         "verify_graph": None if report.graph_comparison is None else summary(report.graph_comparison),
-        "kept": None if report.agreement is None else asdict(report.agreement),
+        **({} if report.agreement is None else {report.agreement.key: asdict(report.agreement)}),
         "unchecked": report.unchecked or None,
     }
 
@@ -136,10 +136,7 @@ def _print_report(out: Output, report: EngineReport, precision: Precision) -> No
             f"against an error of {graph.max_abs:.3g}"
         )
     if report.agreement is not None:
-        stages = ", ".join(f"{share:.1%}" for share in report.agreement.stages)
-        out.print(
-            f"kept patches: {report.agreement.equal} of {report.agreement.inputs} inputs equal; by stage {stages}"
-        )
+        out.print(report.agreement.describe())
     found = report.comparison
     if found is None:
         out.print(f"not compared with the reference: {report.unchecked}")

@@ -49,6 +49,10 @@ def command(
     keep_ratios: opt.KeepRatios = None,
     pruning_loc: opt.PruningLoc = None,
     skip_lam: opt.SkipLam = None,
+    adaptive: opt.AdaptiveWay = None,
+    capacity_quantile: opt.CapacityQuantile = None,
+    ada_head: opt.AdaHead = None,
+    ada_token_with_mlp: opt.AdaTokenWithMlp = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -61,12 +65,16 @@ def command(
     budgets = opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch)
     selection = opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam)
     model_options = opt.model_options(budgets, img_size, num_heads, qk_scale, selection)
+    model_options = opt.with_adaptive(model_options, ada_head, ada_token_with_mlp)
 
+    from slimc.adaptive import parse
     from slimc.export import ExportOptions, export
     from slimc.precision import find_precision
     from slimc.target import find_target
 
     out = Output(json, quiet)
+    if capacity_quantile is not None and adaptive is None:
+        raise OptionError("--capacity-quantile: needs --adaptive capacity")
     report = export(
         checkpoint,
         default_output(checkpoint) if output is None else output,
@@ -80,6 +88,7 @@ def command(
             verify=verify,
             check_passes=check_passes,
             data=data,
+            adaptive=None if adaptive is None else parse(adaptive, capacity_quantile),
         ),
         ema=ema,
         step=out.step,
@@ -113,10 +122,7 @@ def _print_report(out: Output, report: ExportReport) -> None:
             f"worst input {found.worst_input}"
         )
     if report.agreement is not None:
-        stages = ", ".join(f"{share:.1%}" for share in report.agreement.stages)
-        out.print(
-            f"kept patches: {report.agreement.equal} of {report.agreement.inputs} inputs equal; by stage {stages}"
-        )
+        out.print(report.agreement.describe())
     if compiled.pass_errors is not None:
         worst = max(compiled.pass_errors.values())
         out.print(f"passes checked in float64: largest difference {worst:.2e}")

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from slimc.console import Output
     from slimc.count import Counts
     from slimc.metadata import Metadata
-    from slimc.models.options import SearchedModel
+    from slimc.models.options import ModelOptions, SearchedModel
     from slimc.plot import KeptPatches
     from slimc.structure import LayerStructure, Structure
+    from slimc.usage_report import UsageReport
 
 HELP = """Show what is left of a network: heads and their widths, FFN, tokens, parameters, MACs and thresholds.
 
@@ -30,6 +31,12 @@ def command(
     plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw the structure (.png, .pdf, .svg).")] = None,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw which patches of this image every stage keeps.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="How often AdaViT uses each part on the images in this folder, and their MACs."
+        ),
     ] = None,
     budget: opt.Budget = None,
     budget_attn: opt.BudgetAttn = None,
@@ -44,6 +51,8 @@ def command(
     keep_ratios: opt.KeepRatios = None,
     pruning_loc: opt.PruningLoc = None,
     skip_lam: opt.SkipLam = None,
+    ada_head: opt.AdaHead = None,
+    ada_token_with_mlp: opt.AdaTokenWithMlp = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -54,6 +63,7 @@ def command(
     budgets = opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch)
     selection = opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam)
     model_options = opt.model_options(budgets, img_size, num_heads, qk_scale, selection)
+    model_options = opt.with_adaptive(model_options, ada_head, ada_token_with_mlp)
     chosen = find_target(target)
     if plot is not None:
         from slimc.plot import check_plot
@@ -62,6 +72,9 @@ def command(
     elif image is not None:
         raise OptionError("--image: is drawn; give --plot OUT.png too")
     out = Output(json, quiet)
+    if data is not None:
+        _inspect_usage(out, source, frontend_options=(model_options, ema), data=data, plot=plot)
+        return
     if source.suffix == ".onnx":
         from slimc.metadata import read_metadata
 
@@ -123,6 +136,60 @@ def _kept_by_network(searched: SearchedModel, image: Path) -> KeptPatches:
     with torch.inference_mode():
         _, kept = searched.select(searched.network("masked"), torch.from_numpy(images))
     return KeptPatches(pixels(images, searched.preprocessing)[0], tuple(patches[0].numpy() for patches in kept))
+
+
+def _inspect_usage(
+    out: Output, source: Path, *, frontend_options: tuple[ModelOptions, bool | None], data: Path, plot: Path | None
+) -> None:
+    """What an AdaViT checkpoint decides on the images in `data`."""
+    from slimc import frontend
+    from slimc.adaptive import observe
+    from slimc.count import count_macs
+    from slimc.images import image_files
+    from slimc.target import find_target
+    from slimc.usage_report import report
+
+    if source.suffix == ".onnx":
+        raise OptionError(f"--data: {source} is a model; expected an AdaViT checkpoint")
+    files = image_files(data)
+    model_options, ema = frontend_options
+    with out.step(f"reading {source.name}"):
+        _, searched = frontend.load(source, model_options, ema=ema)
+    if searched.observe is None:
+        raise OptionError(f"--data: {searched.system} networks decide nothing for each image")
+    with out.step(f"running the network on {len(files)} images"):
+        usage = observe(searched, files)
+    found = report(usage, searched.masked, count_macs(searched.dense, find_target("generic")))
+    if plot is not None:
+        from slimc.plot_usage import plot_usage
+
+        with out.step("drawing"):
+            plot_usage(found, searched.masked.grid, source.name, plot)
+    macs = {"dense": found.macs_dense, "mean": found.mean_macs, "quantiles": found.quantiles}
+    out.result({"system": searched.system, **searched.settings, **asdict(found), "macs": macs})
+    _print_usage(out, found, len(searched.masked.blocks))
+    if plot is not None:
+        out.print(f"wrote {plot}")
+
+
+def _print_usage(out: Output, found: UsageReport, blocks: int) -> None:
+    rows = [
+        (
+            block.name,
+            f"{block.attention:.0%}",
+            f"{block.mlp:.0%}",
+            " ".join(f"{head:.0%}" for head in block.heads),
+            f"{block.patches:.0%}",
+            f"{block.patches_least} to {block.patches_most}",
+        )
+        for block in found.blocks
+    ]
+    out.print(f"{found.images} images, {blocks} blocks; heads and patches where the block runs")
+    out.table("", ("block", "attention", "FFN", "every head", "patches", "least to most"), rows)
+    shares = [(name, f"{macs:,}", f"{macs / found.macs_dense:.3f}") for name, macs in found.quantiles.items()]
+    mean = ("mean", f"{found.mean_macs:,.0f}", f"{found.mean_macs / found.macs_dense:.3f}")
+    dense = ("dense", f"{found.macs_dense:,}", "1.000")
+    out.table("MACs that the decisions ask for", ("images", "MACs", "of dense"), [mean, *shares, dense])
 
 
 def _pair(dense: int, slim: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,7 @@ import typer
 from slimc.errors import BudgetError, OptionError
 
 if TYPE_CHECKING:
-    from slimc.models.options import ModelOptions
+    from slimc.models.options import HeadEffect, ModelOptions
     from slimc.precision import Precision
 
 Budget = Annotated[str | None, typer.Option(help="One budget for attention, FFN and patches, in (0, 1].")]
@@ -42,6 +42,21 @@ BACKEND_HELP = (
     "onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino, openvino-bf16; engines run on their own library."
 )
 Data = Annotated[Path | None, typer.Option(metavar="DIR", help="Also compare on the images in this folder.")]
+AdaHead = Annotated[
+    str | None,
+    typer.Option(metavar="plain|v2|attn", help="What AdaViT's head decisions act on, if the file does not say."),
+]
+AdaTokenWithMlp = Annotated[
+    bool | None,
+    typer.Option("--ada-token-with-mlp/--no-ada-token-with-mlp", help="AdaViT: token decisions gate the FFN as well."),
+]
+AdaptiveWay = Annotated[
+    str | None,
+    typer.Option("--adaptive", help="AdaViT: masked, conditional (batch 1), capacity, or conditional+capacity."),
+]
+CapacityQuantile = Annotated[
+    float | None, typer.Option(help="Capacity of a block: this quantile of the tokens that the images use. Default 1.")
+]
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,19 @@ def _locations(text: str | None) -> tuple[int, ...] | None:
         return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
         raise OptionError(f"--pruning-loc: {text!r} are not blocks; expected numbers such as 3,6,9") from None
+
+
+def with_adaptive(options: ModelOptions, ada_head: str | None, ada_token_with_mlp: bool | None) -> ModelOptions:
+    """`options` with what was said about AdaViT's decisions.
+
+    Raises:
+        OptionError: ``--ada-head`` is none of its values.
+    """
+    known: dict[str, HeadEffect] = {"plain": "plain", "v2": "v2", "attn": "attn"}
+    if ada_head is not None and ada_head not in known:
+        raise OptionError(f"--ada-head: {ada_head!r} is unknown; expected {', '.join(known)}")
+    effect = None if ada_head is None else known[ada_head]
+    return replace(options, ada_head=effect, ada_token_with_mlp=ada_token_with_mlp)
 
 
 def _number(text: str | None, option: str) -> float | None:

@@ -87,13 +87,26 @@ def _to_json(verdict: Verdict) -> dict[str, Any]:
         "passed": verdict.passed,
         "failure": verdict.failure or None,
         "comparison": None if verdict.comparison is None else summary(verdict.comparison),
-        **({} if verdict.agreement is None else {"kept": asdict(verdict.agreement)}),
+        **({} if verdict.agreement is None else {verdict.agreement.key: asdict(verdict.agreement)}),
     }
 
 
 def _agreement_rows(verdicts: list[Verdict]) -> list[tuple[str, list[str]]]:
-    """How far the kept patches agree, where any artefact selects some."""
-    found = [verdict.agreement for verdict in verdicts]
+    """How far kept patches or decisions agree, where any artefact makes some."""
+    from slimc.decisions import Exactness
+    from slimc.selection import Agreement
+
+    found = [v.agreement if isinstance(v.agreement, Agreement) else None for v in verdicts]
+    decided = [v.agreement if isinstance(v.agreement, Exactness) else None for v in verdicts]
+    if any(decided):
+        return [
+            ("exact images", [f"{e.exact} of {e.images}" if e else "-" for e in decided]),
+            ("equal decisions", [f"{e.agreement:.3%}" if e else "-" for e in decided]),
+            (
+                "worst on the others",
+                [f"{e.worst_other:.2e}" if e and e.worst_other is not None else "-" for e in decided],
+            ),
+        ]
     if not any(found):
         return []
     return [

@@ -12,7 +12,7 @@ from slimc.export import ExportOptions, export, verify_file
 from slimc.models.options import ModelOptions, Variant
 from slimc.onnx_file import write_model
 from slimc.reference import Reference, read_reference, write_reference
-from slimc.selection import agree, compare_selected, equal_sets, run_given, run_selected
+from slimc.selection import Agreement, agree, compare_selected, equal_sets, run_given, run_selected
 from tests.selecting import VECTORS, Vector
 
 INNER: tuple[Variant, ...] = ("slim", "masked")
@@ -117,7 +117,7 @@ def test_agreement_counts_sets_not_order():
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_export_reports_the_agreement_and_ships_the_sets(vector: Vector, tmp_path: Path):
     report = export(vector.checkpoint, tmp_path / "m.onnx", vector.options, ExportOptions(batch_size=4))
-    assert report.agreement is not None
+    assert isinstance(report.agreement, Agreement)
     assert (report.agreement.equal, report.agreement.inputs) == (4, 4)
     assert report.to_json()["verify"]["kept"]["stages"] == (1.0, 1.0, 1.0)
     shipped = read_reference(report.reference)
