@@ -1,8 +1,7 @@
 """AdaViT's networks in PyTorch (Meng et al., arXiv 2111.15668): the reference that everything else is measured against.
 
 In eval mode a decision is logit > threshold; in training mode it is a Gumbel-sigmoid, straight-through (section 3.3), so
-that gradients reach the policies. State dict keys are those of the released checkpoints. Built from timm's patch embedding
-and MLP.
+that gradients reach the policies. State dict keys are those of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -12,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.layers import Mlp, PatchEmbed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimc.ir import IndexArray
+from slimc.models.modules import Mlp, PatchEmbed
 from slimc.models.options import HeadEffect
 from slimc.models.t2t_network import TokensToToken
 
@@ -160,7 +160,7 @@ class AdaptiveBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=config.eps)
         self.attn = AdaptiveAttention(config, selects_tokens=_decides(config.tokens_from, layer))
         self.norm2 = nn.LayerNorm(dim, eps=config.eps)
-        self.mlp = Mlp(in_features=dim, hidden_features=config.hidden[layer])
+        self.mlp = Mlp(dim, config.hidden[layer])
         decides_heads, decides_branches = _decides(config.heads_from, layer), _decides(config.branches_from, layer)
         self.head_select = Policy(dim, config.heads, bias=config.heads_bias) if decides_heads else None
         self.layer_select = Policy(dim, 2, bias=config.branches_bias) if decides_branches else None
@@ -202,7 +202,7 @@ class AdaptiveBlock(nn.Module):
         """The FFN [B, N, C] of normalised rows, with what the head decisions [B, H] do to it."""
         if self.config.head_effect == "plain":
             n = n * heads[:, None, self.input_heads]
-        hidden = self.mlp.act(self.mlp.fc1(n))
+        hidden = F.gelu(self.mlp.fc1(n))
         if self.config.head_effect == "v2":
             hidden = hidden * heads[:, None, self.unit_heads]
         return self.mlp.fc2(hidden)  # type: ignore[no-any-return]
@@ -219,7 +219,7 @@ class AdaptiveVisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         if config.token_dim is None:
-            self.patch_embed = PatchEmbed(img_size=config.image, patch_size=config.patch, embed_dim=config.dim)
+            self.patch_embed = PatchEmbed(config.patch, config.dim)
         else:
             self.tokens_to_token = TokensToToken(config.dim, config.token_dim, config.random_features)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))

@@ -7,6 +7,7 @@ import pytest
 from slimc.engine import EngineOptions, EngineReport, build_engine
 from slimc.export import ExportOptions, export
 from slimc.models.options import Variant
+from slimc.selection import Agreement
 from slimc.target import find_target
 from tests.selecting import VECTORS, Vector
 
@@ -28,7 +29,7 @@ def test_slim_networks_build_in_half_precision_with_fused_attention(vector: Vect
     assert [(block.fused, block.attentions) for block in report.facts.blocks] == [(1, 1)] * len(report.facts.blocks)
     assert report.graph_comparison is not None
     assert report.graph_comparison.passed
-    assert report.agreement is not None
+    assert isinstance(report.agreement, Agreement)
     assert min(report.agreement.stages) >= 0.97
 
 
