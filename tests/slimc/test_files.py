@@ -69,19 +69,25 @@ def test_an_error_of_the_operating_system_is_one_line(tmp_path):
 
 
 def test_an_interrupt_while_renaming_waits_until_all_is_renamed(tmp_path):
-    """The signal is pending when renaming starts and arrives when it is done."""
+    """Before every rename the process interrupts itself."""
     script = f"""
 import os, signal
 from pathlib import Path
-from slimc import files
-here = Path({str(tmp_path)!r})
-with files._uninterrupted():
+from slimc.files import replacing
+here, rename = Path({str(tmp_path)!r}), Path.replace
+
+def interrupted_rename(source, target):
     os.kill(os.getpid(), signal.SIGINT)
-    (here / "a").write_text("done")
+    return rename(source, target)
+
+with replacing(here / "a", here / "b") as (one, two):
+    one.write_text("new a")
+    two.write_text("new b")
+    Path.replace = interrupted_rename
 """
     outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "KeyboardInterrupt" in outcome.stderr
-    assert snapshot(tmp_path) == {"a": b"done"}
+    assert snapshot(tmp_path) == {"a": b"new a", "b": b"new b"}
 
 
 def test_a_directory_is_no_output(tmp_path):
