@@ -19,6 +19,7 @@ FILES = ("m.onnx", "m.reference.npz")
 
 
 def main(checkpoint: str, directory: Path, rounds: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     sys.argv = ["slimc", "export", checkpoint, "-o", str(directory / "m.onnx"), "--quiet"]
     cli.run()  # imports everything
     start = time.perf_counter()

@@ -75,6 +75,7 @@ import os, signal
 from pathlib import Path
 from slimc.files import replacing
 here, rename = Path({str(tmp_path)!r}), Path.replace
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
 def interrupted_rename(source, target):
     os.kill(os.getpid(), signal.SIGINT)
