@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from benchmarks.checkpoints import write_checkpoint
 from slimc.export import ExportOptions, compile_checkpoint, emit_onnx, export
 from slimc.models.options import ModelOptions, Variant
 from slimc.precision import to_half
+from slimc.reference import reference_path
 from slimc.target import find_target
 from tests.vectors import DATA
 
@@ -21,14 +24,30 @@ VECTORS = {
     "patches": DATA / "vitslim-e-patch-cls" / "checkpoint.pth",
     "empty": DATA / "vitslim-g-emptylayers" / "checkpoint.pth",
     "digits": DATA / "vitslim-digits-a" / "retrained.pth",
+    "deit": DATA / "dynamicvit-a-deit-0.7" / "checkpoint.pth",
+    "lvvit": DATA / "dynamicvit-c-lvvit-0.7" / "checkpoint.pth",
 }
+OPTIONS = {
+    "deit": ModelOptions(num_heads=4, pruning_loc=(3, 6, 9)),
+    "lvvit": ModelOptions(num_heads=4, pruning_loc=(2, 4, 6)),
+}
+_directory = tempfile.TemporaryDirectory(prefix="slimc-tests-")
 
 
 def exported(vector: str, directory: Path, *, target: str = "sm89", batch_size: int = 1) -> Path:
-    """The slim model of a vector, verified, with its reference beside it."""
+    """The slim model of a vector, verified, with its reference beside it, in `directory`."""
+    source = _exported(vector, target, batch_size)
     path = directory / f"{vector}.onnx"
+    shutil.copyfile(source, path)
+    shutil.copyfile(reference_path(source), reference_path(path))
+    return path
+
+
+@cache
+def _exported(vector: str, target: str, batch_size: int) -> Path:
+    path = Path(_directory.name) / f"{vector}-{target}-{batch_size}.onnx"
     options = ExportOptions(target=find_target(target), batch_size=batch_size)
-    export(VECTORS[vector], path, ModelOptions(), options)
+    export(VECTORS[vector], path, OPTIONS.get(vector, ModelOptions()), options)
     return path
 
 

@@ -15,6 +15,7 @@ from slimc.engine import EngineOptions, build_engine
 from slimc.errors import MissingError, ModelFileError
 from slimc.precision import TOLERANCE, Precision
 from slimc.reference import read_reference, reference_path
+from slimc.verify import Against, verify
 from tests.artefacts import VECTORS, exported, full_size
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpu_missing() is not None, reason=str(gpu_missing()))]
@@ -42,12 +43,10 @@ def built(model: Path, backend: str, precision: Precision, *, fused_attention: b
 @pytest.mark.parametrize("backend", LIBRARIES)
 def test_every_vector_computes_what_pytorch_does(backend, vector, precision, tmp_path):
     engine = built(exported(vector, tmp_path, batch_size=2), backend, precision)
-    reference = read_reference(reference_path(engine))
-    found = compare(
-        run_images(open_session(engine), reference.images, engine.name), reference.logits, TOLERANCE[precision]
-    )
-    assert found.passed
-    assert found.clear_agreement == 1.0
+    verdict = verify(engine, Against())
+    assert verdict.passed
+    assert verdict.comparison is not None
+    assert verdict.comparison.clear_agreement == 1.0
 
 
 @pytest.mark.parametrize("backend", LIBRARIES)

@@ -24,8 +24,10 @@ from slimc.precision import (
     to_half,
     unfit_for_half,
 )
+from slimc.reference import read_reference, reference_path
+from slimc.selection import compare_with
 from slimc.target import find_target
-from tests.artefacts import VECTORS
+from tests.artefacts import OPTIONS, VECTORS, exported, half
 from tests.vectors import arrays
 
 FLOAT, HALF = oir.DataType.FLOAT, oir.DataType.FLOAT16
@@ -34,7 +36,7 @@ SM89 = find_target("sm89")
 
 def slim_model(vector: str, batch_size: int = 1) -> oir.Model:
     """The slim model of a vector in float32, in memory."""
-    _, searched = load(VECTORS[vector], ModelOptions())
+    _, searched = load(VECTORS[vector], OPTIONS.get(vector, ModelOptions()))
     return emit(compile_model(searched.masked, passes_for(SM89)), SM89, batch_size=batch_size)
 
 
@@ -75,7 +77,7 @@ def test_every_weight_of_a_product_is_stored_in_half():
     assert all(value.uses() for value in model.graph.initializers.values())
 
 
-@pytest.mark.parametrize("vector", VECTORS)
+@pytest.mark.parametrize("vector", ["channel", "heads", "patches", "empty", "digits"])
 def test_float16_stays_within_one_per_cent_of_the_spread(vector, tmp_path):
     folder = VECTORS[vector].parent.name
     content = arrays(folder)
@@ -87,6 +89,23 @@ def test_float16_stays_within_one_per_cent_of_the_spread(vector, tmp_path):
     assert found.clear > 0
     assert found.clear_agreement == 1.0
     assert found.max_rel > 1e-6, "the check would not notice if nothing were half"
+
+
+@pytest.mark.parametrize("vector", ["deit", "lvvit"])
+def test_networks_that_select_stay_within_it_too_when_they_keep_the_same_patches(vector, tmp_path):
+    model = exported(vector, tmp_path)
+    found, agreement = compare_with(
+        half(model, tmp_path),
+        read_reference(reference_path(model)),
+        TOLERANCE["fp16"],
+        open_model=ort.load,
+        precision="fp16",
+        source=model.name,
+    )
+    assert found.passed
+    assert found.clear_agreement == 1.0
+    assert agreement is not None
+    assert min(agreement.stages) >= 0.97
 
 
 @pytest.mark.parametrize("vector", ["channel", "empty"])
