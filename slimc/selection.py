@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 SUFFIX = ".select.kept"
 
-MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.85}
+MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.98, "bf16": 0.94}
 """Least share of the reference's patches that a model keeps at any stage, over all inputs.
 
 Around the cut, scores lie about their spread / (0.35 N) apart: 1.5 % of it for N = 196 patches. float32 errors are 10^-4
-of that, so a patch that changes places is rare; float16's, 2^-11 a product, move one patch in every few images, and
-bfloat16's eight times as many.
+of that, so a patch that changes places is rare; float16's, 2^-11 a product, move one patch in every few images (99.6 % were
+the least seen at any stage of the reference networks), and bfloat16's eight times as many (97.0 %).
 """
 
 

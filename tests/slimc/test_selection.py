@@ -153,7 +153,7 @@ def test_half_precision_keeps_nearly_the_same_patches(models, vector: Vector, tm
     write_model(model, tmp_path / "half.onnx")
     found, agreement = compare_selected(tmp_path / "half.onnx", reference(vector), TOLERANCE["fp16"], precision="fp16")
     assert found.passed
-    assert min(agreement.stages) >= 0.97
+    assert min(agreement.stages) >= 0.98
     assert found.top1_agreement == 1.0
 
 
