@@ -189,7 +189,8 @@ def _print_usage(out: Output, found: UsageReport, blocks: int) -> None:
     shares = [(name, f"{macs:,}", f"{macs / found.macs_dense:.3f}") for name, macs in found.quantiles.items()]
     mean = ("mean", f"{found.mean_macs:,.0f}", f"{found.mean_macs / found.macs_dense:.3f}")
     dense = ("dense", f"{found.macs_dense:,}", "1.000")
-    out.table("MACs that the decisions ask for", ("images", "MACs", "of dense"), [mean, *shares, dense])
+    out.print("MACs that the decisions of an image ask for, were all that is off free")
+    out.table("", ("images", "MACs", "of dense"), [mean, *shares, dense])
 
 
 def _pair(dense: int, slim: int) -> dict[str, int]:
