@@ -59,7 +59,7 @@ def branch_macs(model: ir.Model, target: Target) -> tuple[BranchMacs, ...]:
     counts = []
     for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
         attention, mlp = 0, 0
-        used = _used_rows(block, rows.entering, model.prefix)
+        used = used_rows(block, rows.entering, model.prefix)
         if isinstance(block.attention, ir.Attention):
             live = np.arange(used) if block.live is None else block.live
             attention = _attention_macs(block.attention, used, live, _target_of(block, target))
@@ -76,7 +76,7 @@ def _target_of(block: ir.Block, target: Target) -> Target:
     return target if block.gates is None else replace(target, absorb=False)
 
 
-def _used_rows(block: ir.Block, entering: int, prefix: int) -> int:
+def used_rows(block: ir.Block, entering: int, prefix: int) -> int:
     """Rows that the branches of `block` compute at most."""
     gate = None if block.gates is None else block.gates.tokens
     return entering if gate is None or gate.capacity is None else min(entering, prefix + gate.capacity)
@@ -167,7 +167,7 @@ def count_params(model: ir.Model, target: Target) -> int:
             params += 0 if block.mlp.rows is None else model.dim
     for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
         if isinstance(block.attention, ir.Attention):
-            used = _used_rows(block, rows.entering, model.prefix)
+            used = used_rows(block, rows.entering, model.prefix)
             live = np.arange(used) if block.live is None else block.live
             params += _projection_params(block.attention, used, live, _target_of(block, target))
     return params - _unused_embedding(model) - _unused_in_gated(model)

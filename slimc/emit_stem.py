@@ -80,7 +80,7 @@ def _mix(graph: GraphBuilder, features: Value, kqv: tuple[Value, Value, Value], 
     memory = graph.matmul(graph.transpose(phi_key, (0, 2, 1), f"{name}.phi_key.t"), values, f"{name}.memory")
     sums = graph.matmul(phi_query, memory, f"{name}.sums")
     numerator, denominator = graph.split(sums, [width, 1], 2, [f"{name}.numerator", f"{name}.denominator"])
-    denominator = graph.add(denominator, graph.constant(np.float32(1e-8)), f"{name}.denominator.eps")
+    denominator = graph.add(denominator, graph.constant(np.float32(1e-8), "eps"), f"{name}.denominator.eps")
     mixed = graph.op("Div", [numerator, denominator], f"{name}.mixed", dims(numerator))
     return graph.reshape(mixed, (total, width), f"{name}.mixed.rows")
 

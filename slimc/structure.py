@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from slimc import ir
-from slimc.count import block_macs, selection_macs
+from slimc.count import block_macs, selection_macs, used_rows
 from slimc.emit_projection import head_groups
 from slimc.target import Target
 
@@ -64,7 +64,7 @@ def describe(model: ir.Model, masked: ir.Model, dense: ir.Model, target: Target)
     rows, macs, macs_dense = ir.block_rows(model), block_macs(model, target), block_macs(dense, target)
     scorers = selection_macs(model)
     layers = tuple(
-        _layer(block, masked.blocks[i], rows[i], (macs_dense[i], macs[i], scorers[i]), patches[i])
+        _layer(block, masked.blocks[i], rows[i], model.prefix, (macs_dense[i], macs[i], scorers[i]), patches[i])
         for i, block in enumerate(model.blocks)
     )
     return Structure(
@@ -79,14 +79,19 @@ def describe(model: ir.Model, masked: ir.Model, dense: ir.Model, target: Target)
 
 
 def _layer(
-    block: ir.Block, masked: ir.Block, rows: ir.BlockRows, macs: tuple[int, int, int], patches: tuple[int, ...]
+    block: ir.Block,
+    masked: ir.Block,
+    rows: ir.BlockRows,
+    prefix: int,
+    macs: tuple[int, int, int],
+    patches: tuple[int, ...],
 ) -> LayerStructure:
     attention = block.attention
     groups: tuple[tuple[int, int], ...] = ()
     keys, ghosts = 0, 0
     if isinstance(attention, ir.Attention):
         groups = tuple((len(group), int(group[0].value.weight.shape[0])) for group in head_groups(attention))
-        keys = rows.entering if attention.rows is None else len(attention.rows)
+        keys = used_rows(block, rows.entering, prefix) if attention.rows is None else len(attention.rows)
         ghosts = attention.ghosts
     return LayerStructure(
         name=block.name,

@@ -152,6 +152,14 @@ def _gates(block: ir.Block, dim: int) -> None:
         if gates.tokens.capacity is not None and gates.tokens.capacity < 1:
             raise ValidationError(f"{name}.tokens.capacity: {gates.tokens.capacity} is less than one patch")
     _gate_numbers(block, count)
+    if (
+        block.gates is not None
+        and block.live is not None
+        and not np.array_equal(block.live, np.arange(len(block.live)))
+    ):
+        raise ValidationError(f"{name}: rows that are cut must be the last ones")
+    if block.gates is not None and any(isinstance(b, ir.Constant) for b in (block.attention, block.mlp)):
+        raise ValidationError(f"{name}: a constant branch depends on no image")
     branches = [branch for branch in (block.attention, block.mlp) if isinstance(branch, ir.Attention | ir.Mlp)]
     if block.gates is not None and any(b.rows is not None or b.token_mask is not None for b in branches):
         raise ValidationError(f"{name}: a block decides about tokens for each image or for all of them, not both")

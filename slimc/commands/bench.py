@@ -52,6 +52,8 @@ def command(
     keep_ratios: opt.KeepRatios = None,
     pruning_loc: opt.PruningLoc = None,
     skip_lam: opt.SkipLam = None,
+    ada_head: opt.AdaHead = None,
+    ada_token_with_mlp: opt.AdaTokenWithMlp = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -69,6 +71,7 @@ def command(
         qk_scale,
         opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam),
     )
+    model_options = opt.with_adaptive(model_options, ada_head, ada_token_with_mlp)
     _check_outputs(csv, plot)
     out = Output(json, quiet)
     options = BenchOptions(

@@ -73,6 +73,8 @@ def command(
     from slimc.target import find_target
 
     out = Output(json, quiet)
+    if adaptive is not None and (dense or masked):
+        raise OptionError("--adaptive: compiles the slim network; leave out --dense and --masked")
     if capacity_quantile is not None and adaptive is None:
         raise OptionError("--capacity-quantile: needs --adaptive capacity")
     report = export(

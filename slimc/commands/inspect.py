@@ -198,7 +198,7 @@ def _pair(dense: int, slim: int) -> dict[str, int]:
 
 
 def _print(out: Output, facts: dict[str, Any], structure: Structure, dense: Counts, slim: Counts) -> None:
-    settings = "; ".join(f"{key} {_text(value)}" for key, value in facts.items())
+    settings = "; ".join(f"{key} {_text(value)}" for key, value in facts.items() if key != "limits")
     out.print(settings)
     height, width = structure.image
     out.print(f"image {height}x{width}, grid {structure.grid[0]}x{structure.grid[1]}, dim {structure.dim}")

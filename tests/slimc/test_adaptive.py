@@ -54,6 +54,8 @@ def test_what_cannot_go_together_is_refused(folder):
         check(Adaptive(conditional=True), searched, 4, None)
     with pytest.raises(OptionError, match="--data DIR"):
         check(Adaptive(capacity=True), searched, 1, None)
+    with pytest.raises(OptionError, match="leave out --dense"):
+        export_command(folder / "ada.pth.tar", adaptive="masked", dense=True)
     with pytest.raises(OptionError, match="--capacity-quantile: needs"):
         export_command(folder / "ada.pth.tar", capacity_quantile=0.5)
 

@@ -96,6 +96,15 @@ def test_every_flag_survives_emission(
     np.testing.assert_allclose(found[clear], expected[clear], rtol=0, atol=2e-4 * scale)
 
 
+@pytest.mark.parametrize("opset", [17, 20, 23])
+def test_every_opset_says_the_same(opset, tmp_path):
+    released = vector(VECTORS[2])
+    model = compile_model(released.searched.masked, passes_for(find_target("cpu")))
+    write_model(emit(model, find_target("cpu"), opset=opset, conditional=True), tmp_path / "m.onnx")
+    found = run_images(ort.load(tmp_path / "m.onnx"), released.images, "m")
+    np.testing.assert_allclose(found, released.io["logits"], rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("heads", [(False,) * 4, (False, True, False, True)])
 def test_blocks_whose_heads_are_settled_are_emitted_without_them(heads, tmp_path):
     searched = random_adaptive(2)
