@@ -17,6 +17,8 @@ from slimc.errors import MissingError, ModelFileError
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+# float32 is to mean float32: by default CUDA rounds the operands of products to 10 bits.
+_OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -83,7 +85,7 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None) 
     options.log_severity_level = 4  # what matters is raised
     if threads is not None:
         options.intra_op_num_threads = threads
-    providers = [_PROVIDERS[name] for name in _chain(provider)]
+    providers = [(_PROVIDERS[name], _OPTIONS.get(name, {})) for name in _chain(provider)]
     try:
         session = _session(onnxruntime, path, options, providers)
     except Exception as error:  # its exceptions share no base below Exception
@@ -101,7 +103,7 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None) 
     )
 
 
-def _session(onnxruntime: Any, path: Path, options: Any, providers: list[str]) -> Any:  # noqa: ANN401
+def _session(onnxruntime: Any, path: Path, options: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:  # noqa: ANN401
     """An inference session. Where there are no bfloat16 kernels (the CPU has none), arithmetic is in float32."""
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)

@@ -29,6 +29,7 @@ class Library(Protocol):
     """The names that slimc takes from a TensorRT module."""
 
     Builder: type[trt.Builder]
+    BuilderFlag: type[trt.BuilderFlag]
     Logger: type[trt.Logger]
     ILogger: type[trt.ILogger]
     NetworkDefinitionCreationFlag: type[trt.NetworkDefinitionCreationFlag]
@@ -89,6 +90,8 @@ def build(
     config = builder.create_builder_config()
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     config.max_aux_streams = 0
+    # On by default, it rounds the operands of float32 products to 10 bits: float32 would be no more exact than float16.
+    config.clear_flag(library.BuilderFlag.TF32)
     if configure is not None:
         configure(config)
     data = builder.build_serialized_network(network, config)
