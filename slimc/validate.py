@@ -149,6 +149,8 @@ def _gates(block: ir.Block, dim: int) -> None:
     if gates.tokens is not None:
         _norm(f"{name}.tokens.norm", gates.tokens.norm, dim)
         _linear(f"{name}.tokens.score", gates.tokens.score, 1, dim)
+        if isinstance(block.attention, ir.Attention) and not _same_norm(gates.tokens.norm, block.attention.norm):
+            raise ValidationError(f"{name}.tokens.norm: not that of the block's attention, with which it is shared")
         if gates.tokens.capacity is not None and gates.tokens.capacity < 1:
             raise ValidationError(f"{name}.tokens.capacity: {gates.tokens.capacity} is less than one patch")
     _gate_numbers(block, count)
@@ -163,6 +165,11 @@ def _gates(block: ir.Block, dim: int) -> None:
     branches = [branch for branch in (block.attention, block.mlp) if isinstance(branch, ir.Attention | ir.Mlp)]
     if block.gates is not None and any(b.rows is not None or b.token_mask is not None for b in branches):
         raise ValidationError(f"{name}: a block decides about tokens for each image or for all of them, not both")
+
+
+def _same_norm(first: ir.LayerNorm, second: ir.LayerNorm) -> bool:
+    pairs = ((first.weight, second.weight), (first.bias, second.bias))
+    return first.eps == second.eps and all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _gate_numbers(block: ir.Block, count: int) -> None:
