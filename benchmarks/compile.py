@@ -1,8 +1,9 @@
 """Compile time and peak memory: slimc (verified) against torch.onnx.export (not verified), as whole processes in turns.
 
-    python -m benchmarks.compile --sizes deit-t deit-s deit-b --runs 3 [--onnxslim] [--json compile.json]
+    python -m benchmarks.compile deit-s --runs 3
 
-Prints, for every size, medians, the ratio of the two, and the peak memory above what importing the libraries takes.
+Prints wall seconds, the ratio of the two and the peak memory, as JSON. The process that measures imports next to nothing: a
+child's peak begins with what its parent had when it was started.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-
-from benchmarks.checkpoints import SIZES, write_checkpoint
+from typing import Any
 
 _IMPORTS = "import torch, onnx, onnx_ir, onnxruntime, slimc.export, slimc.models.vit_slim_network"
 
@@ -56,14 +56,27 @@ def run(command: list[str]) -> Run:
     return Run(time.perf_counter() - start, usage.ru_maxrss / 1024)
 
 
-def measure(size: str, runs: int, onnxslim: bool, budget: float) -> Row:
+def measure(size: str, runs: int) -> dict[str, Any]:
+    """The fields of a `Row`, measured in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.compile", size, "--runs", str(runs)]
+    row: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return row
+
+
+def measure_here(size: str, runs: int) -> Row:
     """Both ways for one size, in turns."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory) / f"{size}.pth"
-        write_checkpoint(size, checkpoint, budget)
+        run([sys.executable, "-m", "benchmarks.checkpoints", size, str(checkpoint)])
         ours = [sys.executable, "-m", "slimc", "export", str(checkpoint), "-o", f"{directory}/slim.onnx", "--json"]
-        theirs = [sys.executable, "-m", "benchmarks.torch_export", str(checkpoint), f"{directory}/torch.onnx"]
-        theirs += ["--onnxslim"] if onnxslim else []
+        theirs = [
+            sys.executable,
+            "-m",
+            "benchmarks.torch_export",
+            str(checkpoint),
+            f"{directory}/torch.onnx",
+            "--onnxslim",
+        ]
         run(ours)
         pairs = [(run(ours), run(theirs)) for _ in range(runs)]
         imports = run([sys.executable, "-c", _IMPORTS])
@@ -83,29 +96,12 @@ def measure(size: str, runs: int, onnxslim: bool, budget: float) -> Row:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure one size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["deit-t", "deit-s", "deit-b"])
+    parser.add_argument("size")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--budget", type=float, default=0.7)
-    parser.add_argument("--onnxslim", action="store_true", help="follow torch.onnx.export by onnxslim")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    print(
-        "size      checkpoint    slimc   torch.onnx  ratio   peak slimc  peak torch  imports  (peak - imports) / checkpoint"
-    )
-    rows = []
-    for size in options.sizes:
-        row = measure(size, options.runs, options.onnxslim, options.budget)
-        rows.append(asdict(row))
-        print(
-            f"{row.size:8}  {row.checkpoint_mb:7.0f} MB  {row.slimc_seconds:6.2f} s  {row.torch_seconds:7.2f} s  "
-            f"{row.ratio:5.2f}  {row.slimc_peak_mb:7.0f} MB  {row.torch_peak_mb:7.0f} MB  "
-            f"{row.import_peak_mb:4.0f} MB  {row.times_checkpoint:.2f}",
-            flush=True,
-        )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print(json.dumps(asdict(measure_here(options.size, options.runs))))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""Latency in ONNX Runtime on this CPU: timm's dense export against slimc's dense, masked, slim and regular-twin models.
+"""Latency on this CPU: timm's dense export against slimc's dense, masked and slim models and two others of equal MACs.
 
-    python -m benchmarks.latency --sizes deit-t deit-s --threads 1 2 --batch-sizes 1 8 [--json latency.json]
+The regular twin keeps as many channels as the searched network, spread evenly: every head of a layer has the same width. It
+is the limit that ragged heads could reach. The other is what Torch-Pruning makes of timm's network.
 
-All models of a row run in turns in one process, spinning off. Printed are medians of the per-round ratios to timm's model
-and the realised share of the MAC cut, (1 - t / t_timm) / (1 - MACs / MACs_dense), with the fewest MACs the masks allow. The
-regular twin has the same number of kept channels, spread evenly: every head of a layer has the same width.
+The realised share of the cut is (1 - t / t_timm) / (1 - MACs / MACs_dense). For the slim network MACs are the fewest that
+the masks allow: padding counts against it.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import tempfile
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.checkpoints import SIZES, write_checkpoint
+from benchmarks.checkpoints import write_checkpoint
+from benchmarks.timing import Effort, measure
 from slimc import frontend, ir
 from slimc.count import count
 from slimc.emit import emit
@@ -28,16 +28,134 @@ from slimc.onnx_file import write_model
 from slimc.pipeline import compile_model, passes_for
 from slimc.target import find_target
 
-_TIMM = {"deit-t": "deit_tiny_patch16_224", "deit-s": "deit_small_patch16_224", "deit-b": "deit_base_patch16_224"}
-_WARM_UP = 3
+if TYPE_CHECKING:
+    from torch import nn
+
+TIMM = {"deit-t": "deit_tiny_patch16_224", "deit-s": "deit_small_patch16_224", "deit-b": "deit_base_patch16_224"}
+_BASELINE = "timm dense"
+_ALL = (_BASELINE, "dense", "masked", "slim", "regular twin", "Torch-Pruning")
+_FEW = (_BASELINE, "slim", "regular twin")
+_TARGETS = {"onnxruntime": "cpu", "openvino": "cpu"}
 
 
-def export_timm(size: str, batch_size: int, path: Path) -> None:
-    """Timm's dense model as torch.onnx.export writes it."""
+@dataclass(frozen=True)
+class Case:
+    """One line of the tables: what runs where."""
+
+    size: str
+    budget: float
+    batch_size: int
+    threads: int
+    engine: str
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models to compare."""
+        if self.batch_size == 1 and self.engine == "onnxruntime" and self.budget == 0.7:
+            return _ALL
+        return (*_FEW, "Torch-Pruning") if self.budget == 0.7 else _FEW
+
+
+class Bench:
+    """Models of one checkpoint, written into a folder when they are first asked for."""
+
+    def __init__(self, size: str, budget: float, folder: Path) -> None:
+        self.size, self.budget, self._folder = size, budget, folder
+        self._searched: SearchedModel | None = None
+        self._pruned: tuple[nn.Module, int] | None = None
+        self._macs: dict[Path, int] = {}
+
+    def run(self, case: Case, effort: Effort) -> Iterator[dict[str, Any]]:
+        """Measure `case`: a row for every model."""
+        target = _TARGETS[case.engine]
+        written = [self._model(name, case.batch_size, target) for name in case.models]
+        times = measure([path for path, _ in written], case.engine, case.threads, effort)
+        dense = self._dense_macs()
+        for name, (_, macs), wall, processor in zip(case.models, written, *times, strict=True):
+            low, ratio, high = np.quantile(wall / times[0, 0], (0.25, 0.5, 0.75))
+            cut = 1 - (self._least_macs() if name == "slim" else macs) / dense
+            yield {
+                **dataclasses.asdict(case),
+                "model": name,
+                "macs": macs,
+                "macs_ratio": macs / dense,
+                "milliseconds": float(np.median(wall)) * 1e3,
+                "ratio": float(ratio),
+                "low": float(low),
+                "high": float(high),
+                "share": float((1 - ratio) / cut) if cut > 0.01 else None,
+                "processor_ratio": float(np.median(processor / times[1, 0])),
+                "rounds": len(wall),
+                "seconds": effort.seconds,
+            }
+
+    @property
+    def searched(self) -> SearchedModel:
+        """The checkpoint, understood."""
+        if self._searched is None:
+            path = self._folder / f"{self.size}-{self.budget}.pth"
+            write_checkpoint(self.size, path, self.budget)
+            self._searched = frontend.load(path, ModelOptions())[1]
+        return self._searched
+
+    def _model(self, name: str, batch_size: int, target: str) -> tuple[Path, int]:
+        """Path and MACs of a model."""
+        shared = name == _BASELINE
+        stem = (
+            f"{self.size}-{batch_size}-{name}" if shared else f"{self.size}-{self.budget}-{batch_size}-{target}-{name}"
+        )
+        path = self._folder / f"{stem.replace(' ', '-')}.onnx"
+        if path not in self._macs:
+            self._macs[path] = self._write(name, batch_size, target, path)
+        return path, self._macs[path]
+
+    def _write(self, name: str, batch_size: int, target: str, path: Path) -> int:
+        if name == _BASELINE:
+            if not path.exists():
+                export_torch(timm_network(self.size), batch_size, path)
+            return self._dense_macs()
+        if name == "Torch-Pruning":
+            network, macs = self._pruned_network()
+            export_torch(network, batch_size, path)
+            return macs
+        chosen = find_target(target)
+        model = self._compiled(name, target)
+        write_model(emit(model, chosen, batch_size=batch_size), path)
+        return count(model, chosen).macs
+
+    def _compiled(self, name: str, target: str) -> ir.Model:
+        if name in ("dense", "masked"):
+            return self.searched.dense if name == "dense" else self.searched.masked
+        masked = regular_twin(self.searched.masked) if name == "regular twin" else self.searched.masked
+        return compile_model(masked, passes_for(find_target(target)))
+
+    def _pruned_network(self) -> tuple[nn.Module, int]:
+        from benchmarks.pruning import pruned_network
+
+        if self._pruned is None:
+            self._pruned = pruned_network(TIMM[self.size], self._least_macs() / self._dense_macs())
+        return self._pruned
+
+    def _dense_macs(self) -> int:
+        return count(self.searched.dense, find_target("generic")).macs
+
+    def _least_macs(self) -> int:
+        """The fewest MACs that the masks allow: nothing padded, no query that nobody reads."""
+        return count(self._compiled("slim", "generic"), find_target("generic")).macs
+
+
+def timm_network(size: str) -> nn.Module:
+    """Timm's dense network, with random weights."""
     import timm
+
+    network: nn.Module = timm.create_model(TIMM[size]).eval()
+    return network
+
+
+def export_torch(network: nn.Module, batch_size: int, path: Path) -> None:
+    """`network` as torch.onnx.export writes it."""
     import torch
 
-    network = timm.create_model(_TIMM[size]).eval()
     images = torch.zeros(batch_size, 3, 224, 224)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,102 +176,3 @@ def regular_twin(masked: ir.Model) -> ir.Model:
         heads = tuple(dataclasses.replace(head, mask=even) for head in attention.heads)
         blocks.append(dataclasses.replace(block, attention=dataclasses.replace(attention, heads=heads)))
     return dataclasses.replace(masked, blocks=tuple(blocks))
-
-
-def write_models(size: str, searched: SearchedModel, batch_size: int, folder: Path) -> dict[str, tuple[Path, int]]:
-    """Path and MACs of every model by name."""
-    target = find_target("cpu")
-    models = {
-        "dense": searched.dense,
-        "masked": searched.masked,
-        "slim": compile_model(searched.masked, passes_for(target)),
-        "regular twin": compile_model(regular_twin(searched.masked), passes_for(target)),
-    }
-    paths = {"timm dense": (folder / "timm.onnx", count(searched.dense, target).macs)}
-    export_timm(size, batch_size, paths["timm dense"][0])
-    for name, model in models.items():
-        path = folder / f"{name.replace(' ', '-')}.onnx"
-        macs = count(model, target).macs
-        write_model(emit(model, target, batch_size=batch_size), path)
-        paths[name] = path, macs
-    return paths
-
-
-def measure(paths: list[Path], threads: int, rounds: int) -> np.ndarray:
-    """Seconds [models, rounds], the models in turns."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    sessions = [onnxruntime.InferenceSession(path, options) for path in paths]
-    feeds = []
-    for session in sessions:
-        image = session.get_inputs()[0]
-        feeds.append({image.name: np.random.default_rng(0).standard_normal(image.shape, np.float32)})
-
-    times = np.zeros((len(sessions), rounds + _WARM_UP))
-    for turn in range(rounds + _WARM_UP):
-        for i, (session, feed) in enumerate(zip(sessions, feeds, strict=True)):
-            start = perf_counter()
-            session.run(None, feed)
-            times[i, turn] = perf_counter() - start
-    return times[:, _WARM_UP:]
-
-
-def least_macs(searched: SearchedModel) -> int:
-    """The fewest MACs that the masks allow: nothing padded, no query that nobody reads."""
-    target = find_target("generic")
-    return count(compile_model(searched.masked, passes_for(target)), target).macs
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=_TIMM, default=["deit-t", "deit-s"])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1])
-    parser.add_argument("--budget", type=float, default=0.7)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    rows = []
-    print("size    batch threads  model          MACs of dense  median of ratios  quartiles      realised share")
-    for size in options.sizes:
-        assert size in SIZES
-        with tempfile.TemporaryDirectory() as directory:
-            folder = Path(directory)
-            write_checkpoint(size, folder / "checkpoint.pth", options.budget)
-            _, searched = frontend.load(folder / "checkpoint.pth", ModelOptions())
-            least = least_macs(searched)
-            for batch_size in options.batch_sizes:
-                models = write_models(size, searched, batch_size, folder)
-                for threads in options.threads:
-                    times = measure([path for path, _ in models.values()], threads, options.rounds)
-                    rows += _rows(size, batch_size, threads, models, times, least)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-def _rows(
-    size: str, batch_size: int, threads: int, models: dict[str, tuple[Path, int]], times: np.ndarray, least: int
-) -> list[dict[str, object]]:
-    dense = models["timm dense"][1]
-    rows: list[dict[str, object]] = []
-    for (name, (_, macs)), ratios in zip(models.items(), times / times[0], strict=True):
-        low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-        cut = 1 - (least if name == "slim" else macs) / dense
-        share = (1 - ratio) / cut if cut > 0.01 else None
-        text = "" if share is None else f"{share:.1%}"
-        print(
-            f"{size:7} {batch_size:5} {threads:7}  {name:13}  {macs / dense:13.3f}  {ratio:16.3f}  "
-            f"{low:.3f}..{high:.3f}  {text:>14}",
-            flush=True,
-        )
-        row = {"size": size, "batch_size": batch_size, "threads": threads, "model": name, "macs": macs}
-        rows.append({**row, "ratio": ratio, "realised_share": share})
-    return rows
-
-
-if __name__ == "__main__":
-    main()

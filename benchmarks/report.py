@@ -1,0 +1,145 @@
+"""Tables in markdown and pictures of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.latency import TIMM, Case
+from benchmarks.plots import plot_compile, plot_latency
+from benchmarks.store import Row, machine, table
+from slimc.files import replacing
+
+_ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_ORDER = ("size", "budget", "batch_size", "threads", "engine")
+
+
+def latency_lines(case: Case, rows: Sequence[Row]) -> str:
+    """The rows of one case for the terminal."""
+    head = f"{case.size} budget {case.budget} batch {case.batch_size} {case.engine} {case.threads} thread(s)"
+    lines = [
+        f"  {row['model']:13} {row['milliseconds']:8.1f} ms  {row['ratio']:.3f} ({row['low']:.3f}..{row['high']:.3f})  "
+        f"processor {row['processor_ratio']:.3f}  MACs {row['macs_ratio']:.3f}  realised {_share(row['share'])}"
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def write(folder: Path, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Write ``results.md`` and the pictures of every section that has rows."""
+    parts = [f"Measured on {machine()}.\n"]
+    if rows["latency"]:
+        latency = sorted(rows["latency"], key=_place)
+        parts += [_latency(latency, engine, title) for engine, title in _ENGINES.items()]
+        plot_latency(latency, folder / "latency.png")
+    if rows["compile"]:
+        compiled = sorted(rows["compile"], key=lambda row: float(row["checkpoint_mb"]))
+        parts.append(_compile(compiled))
+        plot_compile(compiled, folder / "compile.png")
+    if rows["kernels"]:
+        parts.append(_kernels(rows["kernels"]))
+    with replacing(folder / "results.md") as (temporary,):
+        temporary.write_text("\n".join(parts))
+
+
+def _latency(rows: Sequence[Row], engine: str, title: str) -> str:
+    """One line a case: the slim network's latency against timm's, and the others' beside it."""
+    columns = (
+        "network",
+        "budget",
+        "batch",
+        "threads",
+        "timm, ms",
+        "slim, ms",
+        "MACs",
+        "latency",
+        "processor",
+        "realised",
+        "regular twin",
+        "Torch-Pruning",
+        "masked",
+    )
+    lines = []
+    cases = dict.fromkeys(tuple(row[name] for name in _ORDER) for row in rows if row["engine"] == engine)
+    for case in cases:
+        models = {row["model"]: row for row in rows if tuple(row[name] for name in _ORDER) == case}
+        slim, dense = models["slim"], models["timm dense"]
+        lines.append(
+            [
+                *(str(value) for value in case[:4]),
+                f"{dense['milliseconds']:.1f}",
+                f"{slim['milliseconds']:.1f}",
+                f"{slim['macs_ratio']:.3f}",
+                f"{slim['ratio']:.3f}",
+                f"{slim['processor_ratio']:.3f}",
+                _share(slim["share"]),
+                *(_ratio(models.get(name)) for name in ("regular twin", "Torch-Pruning", "masked")),
+            ]
+        )
+    if not lines:
+        return ""
+    explained = (
+        "MACs, latency and processor time are over those of timm's dense export; medians of interleaved rounds. At one "
+        "thread, processor time is what latency is on a machine that does nothing else."
+    )
+    return f"## Latency, {title}\n\n{explained}\n\n{table(columns, lines)}"
+
+
+def _compile(rows: Sequence[Row]) -> str:
+    columns = (
+        "network",
+        "checkpoint, MB",
+        "slimc, s",
+        "torch + onnxslim, s",
+        "ratio",
+        "slimc, MB",
+        "torch, MB",
+        "imports",
+    )
+    lines = [
+        [
+            row["size"],
+            f"{row['checkpoint_mb']:.0f}",
+            f"{row['slimc_seconds']:.1f}",
+            f"{row['torch_seconds']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['slimc_peak_mb']:.0f}",
+            f"{row['torch_peak_mb']:.0f}",
+            f"{row['import_peak_mb']:.0f}",
+        ]
+        for row in rows
+    ]
+    explained = (
+        "Whole processes, slimc's with verification; peak resident memory, which importing the libraries begins."
+    )
+    return f"## Compile time and memory\n\n{explained}\n\n{table(columns, lines)}"
+
+
+def _kernels(rows: Sequence[Row]) -> str:
+    columns = ("target", "network", "kernels", "most more than dense in a block", "attentions fused", "plan, MB")
+    lines = [
+        [
+            str(row["target"]),
+            f"{row['size']} {row['variant']}",
+            str(row["kernels"]),
+            str(row["most_more_in_a_block"]),
+            f"{row['fused']} of {row['attentions']}",
+            f"{row['megabytes']:.1f}",
+        ]
+        for row in rows
+    ]
+    return f"## Kernels of TensorRT-RTX engines, fp16, batch 1\n\n{table(columns, lines)}"
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Small networks first, mild budgets first."""
+    return list(TIMM).index(row["size"]), -row["budget"], row["batch_size"], row["engine"], row["threads"]
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _ratio(row: Mapping[str, Any] | None) -> str:
+    return "" if row is None else f"{row['ratio']:.3f}"
