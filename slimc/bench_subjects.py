@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slimc.backends import cuda
 from slimc.backends.choose import open_session
 from slimc.bench import Subject
 from slimc.errors import ModelFileError, OptionError
@@ -40,6 +41,8 @@ def subjects(paths: Sequence[Path], options: BenchOptions, directory: Path, step
     Raises:
         UserError: a file or option cannot be used, or a back end is missing.
     """
+    if set(options.backends) & set(_ENGINE_BACKENDS):
+        cuda.require_gpu()
     found: list[Subject] = []
     for number, path in enumerate(paths):
         if path.suffix in (".onnx", ".engine"):

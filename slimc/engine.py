@@ -178,7 +178,7 @@ def _finish(
         write_facts(temporary[1], facts)
         if len(temporary) > 2:
             shutil.copyfile(reference, temporary[2])
-        unchecked = _why_unchecked(reference, options)
+        unchecked = _why_unchecked(reference, options, facts.targets)
         comparison = None
         if not unchecked:
             with step("comparing with the reference"):
@@ -186,12 +186,15 @@ def _finish(
     return comparison, unchecked
 
 
-def _why_unchecked(reference: Path, options: EngineOptions) -> str:
+def _why_unchecked(reference: Path, options: EngineOptions, targets: tuple[str, ...]) -> str:
     if not options.verify:
         return "not wanted"
     if not reference.is_file():
         return f"there is no {reference.name}"
-    return cuda.gpu_missing() or ""
+    missing = cuda.gpu_missing()
+    if missing is None and targets and (here := cuda.open_device().target) not in targets:
+        return f"this GPU is {here}"
+    return missing or ""
 
 
 def _check(artefact: Path, reference: Path, precision: str, output: Path) -> tuple[Comparison, Choices | None]:

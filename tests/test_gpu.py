@@ -97,6 +97,7 @@ def test_an_engine_for_another_gpu_is_refused(tmp_path):
     here = cuda.open_device().target
     other = next(target for target in tensorrt_rtx.targets_known() if target != here)
     engine = tmp_path / "other.engine"
-    build_engine(exported("channel", tmp_path), engine, EngineOptions("tensorrt-rtx", (other,), "fp16", verify=False))
+    report = build_engine(exported("channel", tmp_path), engine, EngineOptions("tensorrt-rtx", (other,), "fp16"))
+    assert report.unchecked == f"this GPU is {here}"
     with pytest.raises(ModelFileError, match=f"built for {other}, here is {here}"):
         open_session(engine)

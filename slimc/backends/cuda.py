@@ -28,15 +28,24 @@ def gpu_missing() -> str | None:
     return None
 
 
+def require_gpu() -> None:
+    """Find out before any work whether engines can run here.
+
+    Raises:
+        MissingError: there is no GPU, or cuda-bindings is not installed.
+    """
+    missing = gpu_missing()
+    if missing is not None:
+        raise MissingError(f"running an engine needs a GPU: {missing}")
+
+
 def open_device() -> Device:
     """The current GPU.
 
     Raises:
         MissingError: there is none, or cuda-bindings is not installed.
     """
-    missing = gpu_missing()
-    if missing is not None:
-        raise MissingError(f"running an engine needs a GPU: {missing}")
+    require_gpu()
     from cuda.bindings import runtime
 
     properties = _checked(runtime.cudaGetDeviceProperties(0))

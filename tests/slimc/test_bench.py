@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from slimc.backends.base import TensorSpec, Timing
+from slimc.backends.cuda import gpu_missing
 from slimc.bench import Measurement, Subject, measure, ratio, realised, warnings
 from slimc.bench_subjects import BenchOptions, subjects
-from slimc.errors import OptionError
+from slimc.errors import MissingError, OptionError
 from slimc.export import silent
 from slimc.ir import FloatArray
 from tests.artefacts import VECTORS, exported
@@ -120,6 +121,12 @@ def test_a_checkpoint_is_compared_with_itself(tmp_path):
     shares = realised(measure(found, 0.01, min_rounds=2))
     assert len(shares) == 2
     assert all(share.share is not None and np.isfinite(share.share) for share in shares)
+
+
+@pytest.mark.skipif(gpu_missing() is None, reason="this machine has a GPU")
+def test_engines_that_cannot_be_timed_here_are_not_built_first(tmp_path):
+    with pytest.raises(MissingError, match="running an engine needs a GPU"):
+        subjects([tmp_path / "not.even.there"], BenchOptions(backends=("tensorrt-rtx",)), tmp_path, silent)
 
 
 def test_artefacts_run_as_they_are_and_know_what_they_came_from(tmp_path):
