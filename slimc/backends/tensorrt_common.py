@@ -97,6 +97,7 @@ def build(
     data = builder.build_serialized_network(network, config)
     if data is None:
         raise ModelFileError(f"{source}: {library_name(library)} cannot build it: {_errors(messages)}")
+    _refuse_ignored_inputs(library, path, source, messages)
     return Plan(
         data=bytes(data),
         inputs=tuple(_network_spec(network.get_input(i)) for i in range(network.num_inputs)),
@@ -109,12 +110,23 @@ def _parse(
     library: Library, network: trt.INetworkDefinition, path: Path, source: Path, messages: list[Message]
 ) -> None:
     parser = library.OnnxParser(network, collecting_logger(library, messages))
-    parsed = parser.parse_from_file(str(path))
-    ignored = [m.text for m in messages if m.level <= 2 and "Unused Input" in m.text]
-    if parsed and not ignored:
+    if parser.parse_from_file(str(path)):
         return
-    errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or ignored or [_errors(messages)]
+    errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or [_errors(messages)]
     raise ModelFileError(f"{source}: {library_name(library)} cannot parse it: {_one_line(errors[0])}")
+
+
+def _refuse_ignored_inputs(library: Library, path: Path, source: Path, messages: Sequence[Message]) -> None:
+    """An input that the builder only warns about is a part of the model that would silently not be computed."""
+    ignored = [found[1] for m in messages if m.level <= 2 and (found := re.match(r"Unused Input: (\S+)", m.text))]
+    if not ignored:
+        return
+    import onnx
+
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    readers = [f"node {node.name} ({node.op_type})" for node in nodes if ignored[0] in node.input]
+    where = f"of {', '.join(readers)}" if readers else "which no node reads"
+    raise ModelFileError(f"{source}: {library_name(library)} ignores the input {ignored[0]} {where}")
 
 
 def _parser_error(error: trt.ParserError) -> str:

@@ -90,7 +90,23 @@ def test_an_operator_it_does_not_know_is_named(directory):
     graph = oir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 17}, name="bad")
     path = directory / "bad.onnx"
     oir.save(oir.Model(graph, ir_version=8), path)
-    with pytest.raises(ModelFileError, match="TensorRT-RTX cannot"):
+    with pytest.raises(ModelFileError, match=r"TensorRT-RTX cannot parse it: node the\.node \(NonZero\)"):
+        tensorrt_rtx.build_plan(path, ("sm89",), path)
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_an_input_that_is_silently_ignored_is_an_error(read, directory):
+    q, k, v = (oir.val(name, oir.DataType.FLOAT16, (1, 4, 50, 64)) for name in "qkv")
+    lengths = oir.val("lengths", oir.DataType.INT64, (1,))
+    given = [q, k, v, None, None, None, lengths] if read else [q, k, v]
+    node = oir.node("Attention", given, name="the.node")
+    node.outputs[0].name = "y"
+    node.outputs[0].dtype, node.outputs[0].shape = oir.DataType.FLOAT16, q.shape
+    graph = oir.Graph([q, k, v, lengths], node.outputs, nodes=[node], opset_imports={"": 24}, name="ignored")
+    path = directory / "ignored.onnx"
+    oir.save(oir.Model(graph, ir_version=11), path)
+    where = r"of node the\.node \(Attention\)" if read else "which no node reads"
+    with pytest.raises(ModelFileError, match=f"ignores the input lengths {where}"):
         tensorrt_rtx.build_plan(path, ("sm89",), path)
 
 
