@@ -63,7 +63,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
 def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: ModelOptions) -> AdaVitConfig:
     """Geometry and flags from the shapes, the training arguments and the options."""
     flags.refuse_unsupported(path, args)
-    dim, depth = weights.shape("cls_token")[-1], weights.count("blocks")
+    dim, depth = weights.shape("cls_token", axes=3)[-1], weights.count("blocks")
     if depth == 0:
         raise CheckpointError(f"{path}: the state dict has no blocks.0")
     heads_from, branches_from, tokens_from = (
@@ -73,7 +73,7 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
     flags.check_flags(path, args, found)
     t2t = "tokens_to_token.project.weight" in weights
     patch = (_T2T_PATCH, _T2T_PATCH) if t2t else _patch(weights, path)
-    patches = weights.shape("pos_embed")[1] - 1
+    patches = weights.shape("pos_embed", axes=3)[1] - 1
     last = f"blocks.{depth - 1}"
     return AdaVitConfig(
         image=image_size(patches, patch, args.get("img_size"), options.img_size),
@@ -81,8 +81,8 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
         dim=dim,
         depth=depth,
         heads=_heads(weights, path, dim, f"{last}.head_select.mlp_head.weight", options),
-        hidden=tuple(weights.shape(f"blocks.{layer}.mlp.fc1.weight")[0] for layer in range(depth)),
-        classes=weights.shape("head.weight")[0],
+        hidden=tuple(weights.shape(f"blocks.{layer}.mlp.fc1.weight", axes=2)[0] for layer in range(depth)),
+        classes=weights.shape("head.weight", axes=2)[0],
         eps=1e-5 if t2t else 1e-6,
         qkv_bias="blocks.0.attn.query.bias" in weights,
         heads_from=heads_from,
@@ -94,8 +94,8 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
         heads_bias=f"{last}.head_select.mlp_head.bias" in weights,
         branches_bias=f"{last}.layer_select.mlp_head.bias" in weights,
         tokens_bias=f"{last}.attn.token_select.mlp_head.bias" in weights,
-        token_dim=weights.shape("tokens_to_token.attention1.w")[1] if t2t else None,
-        random_features=weights.shape("tokens_to_token.attention1.w")[0] if t2t else 0,
+        token_dim=weights.shape("tokens_to_token.attention1.w", axes=2)[1] if t2t else None,
+        random_features=weights.shape("tokens_to_token.attention1.w", axes=2)[0] if t2t else 0,
     )
 
 

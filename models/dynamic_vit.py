@@ -72,10 +72,10 @@ def read_shapes(weights: Weights, checkpoint: Checkpoint) -> Shapes:
     return Shapes(
         path=checkpoint.path,
         family="LV-ViT" if "patch_embed.conv1.weight" in weights else "DeiT",
-        dim=weights.shape("cls_token")[-1],
+        dim=weights.shape("cls_token", axes=3)[-1],
         depth=depth,
         predictors=count_predictors(checkpoint.path, weights.count("score_predictor"), depth),
-        patches=weights.shape("pos_embed")[1] - 1,
+        patches=weights.shape("pos_embed", axes=3)[1] - 1,
     )
 
 
@@ -88,9 +88,7 @@ def read_config(
     """
     stem = _stem_shapes(weights, shapes)
     stride = _STEM_STRIDE if stem else 1
-    kernel = weights.shape("patch_embed.proj.weight")[2:]
-    if len(kernel) != 2:
-        raise CheckpointError(f"{shapes.path}: patch_embed.proj.weight has {2 + len(kernel)} axes, expected four")
+    kernel = weights.shape("patch_embed.proj.weight", axes=4)[2:]
     patch = (kernel[0] * stride, kernel[1] * stride)
     return DynamicVitConfig(
         image=image_size(shapes.patches, patch, args.get("input_size"), options.img_size),
@@ -98,8 +96,8 @@ def read_config(
         dim=shapes.dim,
         depth=shapes.depth,
         heads=number_of_heads(shapes, options),
-        hidden=tuple(weights.shape(f"blocks.{layer}.mlp.fc1.weight")[0] for layer in range(shapes.depth)),
-        classes=weights.shape("head.weight")[0],
+        hidden=tuple(weights.shape(f"blocks.{layer}.mlp.fc1.weight", axes=2)[0] for layer in range(shapes.depth)),
+        classes=weights.shape("head.weight", axes=2)[0],
         pruning_loc=pruning_locations(shapes, args, options),
         keep=tuple(int(shapes.patches * ratio) for ratio in ratios),
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
@@ -114,8 +112,8 @@ def _stem_shapes(weights: Weights, shapes: Shapes) -> tuple[tuple[int, int], ...
     """Channels and kernel of every convolution of the stem."""
     stem: list[tuple[int, int]] = []
     while (key := f"patch_embed.conv{len(stem) + 1}.weight") in weights:
-        shape = weights.shape(key)
-        if len(shape) != 4 or shape[2] != shape[3] or shape[2] % 2 == 0:
+        shape = weights.shape(key, axes=4)
+        if shape[2] != shape[3] or shape[2] % 2 == 0:
             raise CheckpointError(
                 f"{shapes.path}: {key} has the shape {list(shape)}, expected a square kernel of odd size"
             )
@@ -127,7 +125,7 @@ def to_ir(weights: Weights, config: DynamicVitConfig) -> ir.Model:
     """The network in IR, every token in place and the unselected ones hidden; shares memory with the checkpoint."""
     dim = config.dim
     stem = _stem(weights, config)
-    kernel = weights.shape("patch_embed.proj.weight")[2:]
+    kernel = weights.shape("patch_embed.proj.weight", axes=4)[2:]
     position = weights.take("pos_embed", (1, 1 + config.patches, dim))[0]
     embedding = ir.Embedding(
         patch=ir.PatchEmbed(

@@ -53,13 +53,13 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
 
 def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: ModelOptions) -> VitSlimConfig:
     """Geometry from the shapes, the training arguments and the options."""
-    dim = weights.shape("cls_token")[-1]
+    dim = weights.shape("cls_token", axes=3)[-1]
     depth = weights.count("blocks")
     patch = weights.shape("patch_embed.proj.weight")[2:]
     if depth == 0 or len(patch) != 2:
         raise CheckpointError(f"{path}: the state dict has no blocks.0 or no patch_embed.proj.weight of four axes")
     distilled = "dist_token" in weights
-    patches = weights.shape("pos_embed")[1] - (2 if distilled else 1)
+    patches = weights.shape("pos_embed", axes=3)[1] - (2 if distilled else 1)
     zeta = _zeta_shape(weights, path, "blocks.0.attn.zeta")
     heads = _heads(zeta, dim, path, args, options)
     return VitSlimConfig(
@@ -69,12 +69,12 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
         depth=depth,
         heads=heads,
         zeta=zeta,
-        hidden=tuple(weights.shape(f"blocks.{layer}.mlp.fc1.weight")[0] for layer in range(depth)),
-        classes=weights.shape("head.weight")[0],
+        hidden=tuple(weights.shape(f"blocks.{layer}.mlp.fc1.weight", axes=2)[0] for layer in range(depth)),
+        classes=weights.shape("head.weight", axes=2)[0],
         scale=_scale(options.qk_scale, dim // heads),
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
         distilled=distilled,
-        representation=weights.shape("pre_logits.fc.weight")[0] if "pre_logits.fc.weight" in weights else None,
+        representation=weights.shape("pre_logits.fc.weight", axes=2)[0] if "pre_logits.fc.weight" in weights else None,
     )
 
 

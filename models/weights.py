@@ -31,15 +31,18 @@ class Weights:
         """The names of all weights."""
         return self._state.keys()
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of the weight `key`.
+    def shape(self, key: str, axes: int | None = None) -> tuple[int, ...]:
+        """Shape of the weight `key`, which has `axes` axes where that is given, none of them empty.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is no such weight, or it has another number of axes.
         """
         if key not in self._state:
             raise CheckpointError(f"{self._path}: the state dict has no {key}")
-        return tuple(self._state[key].shape)
+        shape = tuple(self._state[key].shape)
+        if axes is not None and (len(shape) != axes or 0 in shape):
+            raise CheckpointError(f"{self._path}: {key} has the shape {_text(shape)}, expected {axes} axes, none empty")
+        return shape
 
     def count(self, prefix: str) -> int:
         """Number of consecutive indices ``prefix.0``, ``prefix.1``, ... that have weights."""

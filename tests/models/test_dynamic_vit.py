@@ -187,6 +187,28 @@ def test_a_state_dict_of_another_network_is_refused(key, replacement, message):
         )
 
 
+MUTATIONS = {
+    "a scalar": lambda t: torch.ones((), dtype=t.dtype),
+    "flat": lambda t: t.reshape(-1) if t.ndim > 1 else t[None],
+    "one more axis": lambda t: t[None],
+    "empty": lambda t: t[..., :0] if t.ndim else t[None][:0],
+    "longer": lambda t: torch.cat([t, t]) if t.ndim else torch.stack([t, t]),
+    "integers": lambda t: t.to(torch.int32),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("lvvit", [False, True])
+def test_a_weight_of_any_other_shape_or_type_is_a_clean_error(lvvit: bool, mutation: str):
+    checkpoint = random_checkpoint(small_config(lvvit=lvvit))
+    options = ModelOptions(num_heads=2, pruning_loc=(1, 2), keep_rate=0.6)
+    for key, tensor in checkpoint.state.items():
+        if not key.endswith("num_batches_tracked"):
+            state = {**checkpoint.state, key: MUTATIONS[mutation](tensor)}
+            with pytest.raises((CheckpointError, OptionError)):
+                dynamic_vit.load(dataclasses.replace(checkpoint, state=state), options)
+
+
 def test_options_of_dynamic_vit_are_refused_by_vit_slim():
     with pytest.raises(OptionError, match="--keep-rate: ViT-Slim"):
         vit_slim.load(random_checkpoint(small_config()), ModelOptions(keep_rate=0.5))
