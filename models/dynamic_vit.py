@@ -59,11 +59,13 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
     )
 
 
-def select(network: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Logits [B, classes], and the patches [B, K] that each stage of a DynamicViT network keeps, best first."""
+def select(
+    network: torch.nn.Module, images: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
+    """Logits [B, classes], the patches [B, K] that each stage of a DynamicViT network keeps, and how surely [B]."""
     assert isinstance(network, DynamicVisionTransformer)
     selected = network.select(images)
-    return selected.logits, selected.kept
+    return selected.logits, selected.kept, selected.margins
 
 
 def read_shapes(weights: Weights, checkpoint: Checkpoint) -> Shapes:

@@ -66,10 +66,15 @@ class DynamicVitConfig:
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """What evaluation computes: logits [B, classes], and the patches [B, K] that each dropping stage kept, best first."""
+    """What evaluation computes: logits [B, classes], and the patches [B, K] that each dropping stage kept, best first.
+
+    `margins` [B] tell how sure that was: the smallest gap between the last score kept and the first dropped at any stage,
+    in units of the standard deviation of the image's scores there; infinite where nothing was dropped.
+    """
 
     logits: Tensor
     kept: tuple[Tensor, ...]
+    margins: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,13 +208,15 @@ class DynamicVisionTransformer(nn.Module):
         """
         x = self._embed(images)
         patches = torch.arange(x.shape[1] - 1, device=x.device).expand(len(x), -1)
-        kept = []
+        kept, margins = [], torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         for i, block in enumerate(self.blocks):
             stage = self.config.stage(i)
             if stage is not None:
                 logits = self.score_predictor[stage](x[:, 1:], torch.ones_like(patches, dtype=x.dtype))
-                order = (logits[..., 0] - logits[..., 1]).argsort(dim=1, descending=True, stable=True)
-                order = order[:, : self.config.keep[stage]]
+                scores, order = (logits[..., 0] - logits[..., 1]).sort(dim=1, descending=True, stable=True)
+                keep = self.config.keep[stage]
+                margins = margins.minimum((scores[:, keep - 1] - scores[:, keep]) / scores.std(1))
+                order = order[:, :keep]
                 patches = patches.gather(1, order)
                 rows = (order + 1).unsqueeze(-1).expand(-1, -1, x.shape[-1])
                 x = torch.cat((x[:, :1], x.gather(1, rows)), 1)
@@ -219,7 +226,7 @@ class DynamicVisionTransformer(nn.Module):
         logits = self.head(x[:, 0])
         if self.aux_head is not None:
             logits = logits + 0.5 * self.aux_head(x[:, 1:]).amax(1)
-        return Selected(logits, tuple(kept))
+        return Selected(logits, tuple(kept), margins)
 
     def mask(self, images: Tensor, decide: Decide) -> Masked:
         """Run with every token in place, hidden from attention once `decide` has dropped it; differentiable."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from slimc.usage import Usage
 
+    Select = Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]]
+
 Variant = Literal["slim", "masked", "dense"]
 HeadEffect = Literal["plain", "v2", "attn"]
 
@@ -49,8 +51,9 @@ class SearchedModel:
 
     `network` builds the PyTorch network of a variant ("masked" or "dense"), in eval mode, float32: the reference that the
     emitted model is verified against. `settings` are the budgets or keep rates in force, for reports. Where the network
-    selects tokens, `select` maps it and images to logits and the patches [B, K] that each stage keeps, best first. Where
-    it decides for each image what runs, `observe` maps it and images to logits and what it decided.
+    selects tokens, `select` maps it and images to logits, the patches [B, K] that each stage keeps, best first, and how
+    surely it does so [B] (`slimc.models.dynamic_vit_network.Selected`). Where it decides for each image what runs,
+    `observe` maps it and images to logits and what it decided.
     """
 
     system: str
@@ -60,5 +63,5 @@ class SearchedModel:
     settings: Mapping[str, Any]
     details: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    select: Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, tuple[torch.Tensor, ...]]] | None = None
+    select: Select | None = None
     observe: Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, Usage]] | None = None

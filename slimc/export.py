@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as oir
@@ -24,6 +24,7 @@ from slimc.emit import DEFAULT_OPSET, OPSETS, emit
 from slimc.errors import CheckpointError, MismatchError, OptionError
 from slimc.files import check_writable, replacing
 from slimc.images import image_files, load_images, seeded_images
+from slimc.ir import FloatArray
 from slimc.metadata import Metadata, to_props
 from slimc.models.options import ModelOptions, SearchedModel, Variant
 from slimc.onnx_file import data_path, write_model
@@ -36,9 +37,16 @@ from slimc.structure import Structure, describe
 from slimc.target import Target
 from slimc.usage import Limits, Usage, exact_images, graph_decisions, join
 
+if TYPE_CHECKING:
+    import torch
+
+    from slimc.models.options import Select
+
 SEED = 0
 _INPUTS = 4
 _CHUNK = 4
+# Seeded inputs to choose one from, where a network selects by the image.
+_CANDIDATES = 3
 
 Step = Callable[[str], AbstractContextManager[None]]
 
@@ -318,19 +326,23 @@ def make_reference(
 
     count_seeded = -(-_INPUTS // options.batch_size) * options.batch_size
     images = seeded_images(count_seeded, searched.masked.image, SEED)
-    if files:
-        images = np.concatenate([images, load_images(files, searched.masked.image, searched.preprocessing)])
     network = searched.network("dense" if options.variant == "dense" else "masked")
     select, observe = (searched.select, searched.observe) if options.variant != "dense" else (None, None)
+    if select is not None:
+        images = _surest(network, select, seeded_images(_CANDIDATES * count_seeded, searched.masked.image, SEED))
+    if files:
+        images = np.concatenate([images, load_images(files, searched.masked.image, searched.preprocessing)])
     kept: list[tuple[torch.Tensor, ...]] = []
+    margins: list[float] = []
     used: list[Usage] = []
     decisions: dict[str, ir.BoolArray] = {}
     logits: list[torch.Tensor] = []
     with torch.inference_mode():
         for piece in torch.split(torch.from_numpy(images), _CHUNK):
             if select is not None:
-                output, stages = select(network, piece)
+                output, stages, sure = select(network, piece)
                 kept.append(stages)
+                margins += sure.tolist()
             elif observe is not None:
                 output, usage = observe(network, piece)
                 used.append(usage)
@@ -344,6 +356,8 @@ def make_reference(
         "seeded": count_seeded,
         "tolerance": options.tolerance,
     }
+    if margins:
+        facts["margins"] = margins
     if used:
         usage = join(used)
         exact = np.ones(len(images), bool) if limits is None else exact_images(usage, searched.masked, limits)
@@ -351,6 +365,19 @@ def make_reference(
         decisions = graph_decisions(usage, searched.masked, limits)
     chosen = tuple(torch.cat(stage).numpy() for stage in zip(*kept, strict=True))
     return Reference(images, torch.cat(logits).numpy(), facts, chosen, decisions)
+
+
+def _surest(network: torch.nn.Module, select: Select, images: FloatArray) -> FloatArray:
+    """Of `images`, the share of one in `_CANDIDATES` on which the network's selections are the surest, in order.
+
+    What half precision keeps of these is not in doubt, so an engine can be judged by them.
+    """
+    import torch
+
+    with torch.inference_mode():
+        margins = torch.cat([select(network, piece)[2] for piece in torch.split(torch.from_numpy(images), _CHUNK)])
+    order = margins.argsort(descending=True, stable=True)
+    return np.ascontiguousarray(images[np.sort(order[: len(images) // _CANDIDATES].numpy())])
 
 
 def _shipped_part(reference: Reference) -> Reference:
@@ -364,6 +391,8 @@ def _shipped_part(reference: Reference) -> Reference:
         exact: list[bool] = facts["exact"]
         chosen += [i for i in range(len(chosen), len(exact)) if exact[i] and not all(exact)][:_INPUTS]
         facts["exact"] = [exact[i] for i in chosen]
+    if "margins" in facts:
+        facts["margins"] = [facts["margins"][i] for i in chosen]
     kept = tuple(array[chosen] for array in reference.kept)
     decisions = {name: array[chosen] for name, array in reference.decisions.items()}
     return Reference(reference.images[chosen], reference.logits[chosen], facts, kept, decisions)

@@ -41,6 +41,12 @@ the least seen at any stage of the reference networks), and bfloat16's eight tim
 """
 
 
+DOUBT = {"fp32": 1e-4, "fp16": 3e-3, "bf16": 2.4e-2}
+"""Gap between scores, in their standard deviation, below which rounding may let two patches change places: a dozen
+roundings of the precision, or a hundred in float32, where that costs no input.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class Selected:
     """Logits [n, classes], and the patches that every selection kept [n, K], by grid position, best first."""
@@ -76,8 +82,9 @@ def compare_with(
 ) -> tuple[Comparison, Choices | None]:
     """Compare the model or engine at `path`, which `open_model` loads, with a reference.
 
-    Also how far the kept patches or decisions agree, where the reference holds any and the artefact is a model: an engine
-    does not let them be read, so its logits are compared as they are. Errors name the artefact `source`.
+    Also how far the kept patches or decisions agree, where the reference holds any and the artefact is a model. An engine
+    does not let the patches that it keeps be read: it is judged by the inputs on which they are not in doubt. Errors name
+    the artefact `source`.
 
     Raises:
         MismatchError, ModelFileError: see `compare_selected` and `slimc.compare.compare`.
@@ -86,7 +93,15 @@ def compare_with(
         return compare_selected(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
     if reference.decisions:
         return compare_decided(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
-    return compare(run_images(open_model(path), reference.images, source), reference.logits, tolerance), None
+    judged = _beyond_doubt(reference, precision)
+    images, logits = reference.images[judged], reference.logits[judged]
+    return compare(run_images(open_model(path), images, source), logits, tolerance), None
+
+
+def _beyond_doubt(reference: Reference, precision: str) -> BoolArray:
+    """The inputs [n] whose selections are surer than the doubt of the precision, or the surest where none is."""
+    margins = np.asarray(reference.facts.get("margins", np.full(len(reference.images), np.inf)))
+    return np.asarray(margins >= min(DOUBT[precision], margins.max(initial=0.0)))
 
 
 def run_selected(path: Path, images: FloatArray, open_model: Open = ort.load) -> Selected:

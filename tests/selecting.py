@@ -43,6 +43,11 @@ class Vector:
         return tuple(self._read(f"keep_sorted_{stage}").astype(np.int64) for stage in range(3))
 
     @property
+    def scores(self) -> tuple[FloatArray, ...]:
+        """The released code's log-probabilities of keep [4, 196], NaN for patches that were gone."""
+        return tuple(self._read(f"score_{stage}") for stage in range(3))
+
+    @property
     def flags(self) -> list[str]:
         assert self.options.pruning_loc is not None
         return [

@@ -134,7 +134,7 @@ def _kept_by_network(searched: SearchedModel, image: Path) -> KeptPatches:
         raise OptionError(f"--image: {searched.system} networks select no patches by the image")
     images = load_images([image], searched.masked.image, searched.preprocessing, "--image")
     with torch.inference_mode():
-        _, kept = searched.select(searched.network("masked"), torch.from_numpy(images))
+        _, kept, _ = searched.select(searched.network("masked"), torch.from_numpy(images))
     return KeptPatches(pixels(images, searched.preprocessing)[0], tuple(patches[0].numpy() for patches in kept))
 
 

@@ -41,7 +41,7 @@ def test_the_network_gives_the_released_logits_and_keeps_the_same_patches(vector
     searched = dynamic_vit.load(read_checkpoint(vector.checkpoint), vector.options)
     assert searched.select is not None
     with torch.inference_mode():
-        logits, kept = searched.select(searched.network("masked"), torch.from_numpy(vector.images))
+        logits, kept, _ = searched.select(searched.network("masked"), torch.from_numpy(vector.images))
     np.testing.assert_allclose(logits.numpy(), vector.logits, rtol=0, atol=2e-6)
     for found, expected in zip(kept, vector.kept, strict=True):
         np.testing.assert_array_equal(np.sort(found.numpy(), axis=1), expected)

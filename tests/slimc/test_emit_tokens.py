@@ -204,6 +204,6 @@ def test_torch_and_onnx_keep_the_same_patches_in_the_same_order(tmp_path: Path):
     images = images_for(searched, 2)
     assert searched.select is not None
     with torch.inference_mode():
-        _, kept = searched.select(searched.network("masked"), torch.from_numpy(images))
+        _, kept, _ = searched.select(searched.network("masked"), torch.from_numpy(images))
     found = TestEdges().kept(variant_of(searched, "slim"), images, tmp_path, batch_size=2)
     np.testing.assert_array_equal(found[0][:, 1:] - 1, kept[0].numpy())

@@ -72,10 +72,10 @@ def test_the_network_orders_equal_scores_and_nan_in_the_same_way():
     assert searched.select is not None
     images = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        _, kept = searched.select(network, images)
+        _, kept, _ = searched.select(network, images)
     assert kept[0].tolist() == [[0, 1, 2, 3, 4, 5]]
     images[0, 0, 0, 0] = torch.nan
     with torch.inference_mode():
-        logits, kept = searched.select(network, images)
+        logits, kept, _ = searched.select(network, images)
     assert logits.isnan().all()
     assert kept[0].shape == (1, 6)

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from slimc.backends import ort
 from slimc.compare import compare
 from slimc.errors import MismatchError, ModelFileError
 from slimc.export import ExportOptions, export, verify_file
+from slimc.frontend import load
+from slimc.images import seeded_images
 from slimc.models.options import ModelOptions, Variant
 from slimc.onnx_file import write_model
 from slimc.reference import Reference, read_reference, write_reference
-from slimc.selection import Agreement, agree, compare_selected, equal_sets, run_given, run_selected
+from slimc.selection import Agreement, agree, compare_selected, compare_with, equal_sets, run_given, run_selected
 from tests.selecting import VECTORS, Vector
 
 INNER: tuple[Variant, ...] = ("slim", "masked")
@@ -162,3 +166,68 @@ def test_options_are_kept_apart_from_other_systems(tmp_path: Path):
 
     with pytest.raises(OptionError, match="--budget-attn"):
         export(VECTORS[0].checkpoint, tmp_path / "m.onnx", ModelOptions(budget_attn=0.5), ExportOptions())
+
+
+class TestJudgedWithoutSets:
+    """An engine does not tell what it keeps; a model in another format stands in for one here."""
+
+    @staticmethod
+    def judge(path: Path, reference: Reference, precision: str = "fp16") -> int:
+        """The number of inputs that count."""
+        disguised = path.with_suffix(".model")
+        disguised.write_bytes(path.read_bytes())
+        found, agreement = compare_with(
+            disguised, reference, 1e-4, open_model=ort.load, precision=precision, source="engine"
+        )
+        assert agreement is None
+        assert found.passed
+        return found.inputs
+
+    @pytest.mark.parametrize(
+        ("margins", "precision", "judged"),
+        [
+            ([1.0, 0.01, 0.004, 0.002], "fp16", 3),
+            ([1.0, 0.01, 0.004, 0.002], "bf16", 1),
+            ([0.001, 0.002, 0.0015, 0.0], "fp16", 1),
+            ([0.001, 0.002, 0.0015, 0.0], "fp32", 3),
+        ],
+    )
+    def test_inputs_in_doubt_do_not_count(self, models, margins, precision, judged):
+        vector = VECTORS[0]
+        logits = vector.logits.copy()
+        doubtful = np.array(margins) < min({"fp32": 1e-4, "fp16": 3e-3, "bf16": 2.4e-2}[precision], max(margins))
+        logits[doubtful] += 1.0
+        made = replace(reference(vector), logits=logits, facts={"margins": margins})
+        assert self.judge(models[vector.name, "slim"], made, precision) == judged
+
+    def test_all_inputs_count_where_nothing_is_known_of_their_margins(self, models):
+        assert self.judge(models[VECTORS[0].name, "slim"], reference(VECTORS[0])) == 4
+
+    def test_export_ships_inputs_that_half_precision_decides_alike(self, tmp_path: Path):
+        vector = VECTORS[0]
+        report = export(vector.checkpoint, tmp_path / "m.onnx", vector.options, ExportOptions())
+        margins = read_reference(report.reference).facts["margins"]
+        assert len(margins) == 4
+        searched = load(vector.checkpoint, vector.options)[1]
+        assert searched.select is not None
+        candidates = torch.from_numpy(seeded_images(12, searched.masked.image, 0))
+        with torch.inference_mode():
+            everything = searched.select(searched.network("masked"), candidates)[2]
+        assert sorted(margins) == pytest.approx(sorted(everything.tolist())[-4:], abs=1e-4)
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
+def test_margins_are_those_of_the_released_scores(vector: Vector):
+    searched = load(vector.checkpoint, vector.options)[1]
+    assert searched.select is not None
+    with torch.inference_mode():
+        margins = searched.select(searched.network("masked"), torch.from_numpy(vector.images))[2]
+    expected = np.full(4, np.inf)
+    for scores, kept in zip(vector.scores, vector.kept, strict=True):
+        for image, (log_probability, chosen) in enumerate(zip(scores.astype(np.float64), kept, strict=True)):
+            there = ~np.isnan(log_probability)
+            difference = log_probability - np.log1p(-np.exp(log_probability))
+            dropped = np.setdiff1d(np.flatnonzero(there), chosen)
+            gap = (difference[chosen].min() - difference[dropped].max()) / difference[there].std(ddof=1)
+            expected[image] = min(expected[image], gap)
+    np.testing.assert_allclose(margins.numpy(), expected, rtol=0, atol=2e-5)
