@@ -1,12 +1,12 @@
-"""DynamicViT at full size in ONNX Runtime on this CPU: timm's dense export against slimc's dense, masked and slim models.
+"""DynamicViT at full size on this CPU: timm's dense export against slimc's dense, masked and slim models.
 
     python -m benchmarks.dynamic_vit --sizes deit-s lvvit-s --threads 1 --batch-sizes 1 [--json dynamic.json]
     python -m benchmarks.dynamic_vit --sizes deit-s --write deit_s.pth
 
-The weights are random: what a network keeps is another matter, but how many patches it keeps is not, so that its speed is
-that of a trained one. All models of a row run in turns in one process, spinning off. Printed are medians of the per-round
-ratios to the dense model and the realised share of the MAC cut, (1 - t / t_dense) / (1 - MACs / MACs_dense), where dense
-is timm's export, and slimc's own dense model (timm has no LV-ViT).
+The weights are random. Which patches a network keeps depends on them, but not how many, so its speed is that of a trained
+one. Models run in turns in a pinned process (`benchmarks.timing`). Printed are medians of the ratios within a round, by the
+wall clock and of the processor's time, and the realised share of the MAC cut, (1 - t / t_dense) / (1 - MACs / MACs_dense),
+by either. Dense is timm's export, or slimc's dense model for LV-ViT, which timm does not have.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.latency import export_timm, measure
+from benchmarks.latency import TIMM, export_torch, timm_network
+from benchmarks.timing import ENGINES, Effort, Times, measure
 from slimc import frontend
 from slimc.count import count
 from slimc.emit import emit
@@ -37,7 +39,6 @@ SIZES = {
     "lvvit-s": (True, 384, 16, 6, 1152, (4, 8, 12)),
     "lvvit-m": (True, 512, 20, 8, 1536, (5, 10, 15)),
 }
-_TIMM = ("deit-s", "deit-b")
 _STEM = ((64, 7), (64, 3), (64, 3))
 
 
@@ -60,7 +61,7 @@ def write_checkpoint(size: str, path: Path, keep_rate: float = 0.7, seed: int = 
 
 
 def write_models(size: str, searched: SearchedModel, batch_size: int, folder: Path) -> dict[str, tuple[Path, int]]:
-    """Path and MACs of every model by name."""
+    """Path and MACs of every model by name, the baseline first."""
     target = find_target("cpu")
     models = {
         "dense": searched.dense,
@@ -68,69 +69,88 @@ def write_models(size: str, searched: SearchedModel, batch_size: int, folder: Pa
         "slim": compile_model(searched.masked, passes_for(target)),
     }
     paths = {}
-    if size in _TIMM:
+    if size in TIMM:
         paths["timm dense"] = (folder / "timm.onnx", count(searched.dense, target).macs)
-        export_timm(size, batch_size, paths["timm dense"][0])
+        export_torch(timm_network(size), batch_size, paths["timm dense"][0])
     for name, model in models.items():
         paths[name] = (folder / f"{name}.onnx", count(model, target).macs)
         write_model(emit(model, target, batch_size=batch_size), paths[name][0])
     return paths
 
 
+def summarise(models: dict[str, tuple[Path, int]], times: Times) -> list[dict[str, Any]]:
+    """One row a model: ratios to the first one."""
+    dense = next(iter(models.values()))[1]
+    rows = []
+    for (name, (_, macs)), wall, processor in zip(models.items(), *times, strict=True):
+        low, ratio, high = np.quantile(wall / times[0, 0], (0.25, 0.5, 0.75))
+        again = float(np.median(processor / times[1, 0]))
+        cut = 1 - macs / dense
+        rows.append(
+            {
+                "model": name,
+                "milliseconds": float(np.median(wall)) * 1e3,
+                "macs_ratio": macs / dense,
+                "ratio": float(ratio),
+                "low": float(low),
+                "high": float(high),
+                "share": float((1 - ratio) / cut) if cut > 0.01 else None,
+                "processor_ratio": again,
+                "processor_share": (1 - again) / cut if cut > 0.01 else None,
+            }
+        )
+    return rows
+
+
 def main() -> None:
     """Measure and print, or write one checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["deit-s"])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1])
-    parser.add_argument("--keep-rate", type=float, default=0.7)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--write", type=Path, metavar="CKPT", help="only write a checkpoint of the first size")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = _options()
     if options.write:
         write_checkpoint(options.sizes[0], options.write, options.keep_rate)
         return
-    rows: list[dict[str, object]] = []
-    print("size      batch threads  model        MACs of dense  to dense: median  quartiles    realised share")
+    rows: list[dict[str, Any]] = []
     for size in options.sizes:
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory(prefix="slimc-benchmarks-") as directory:
             folder = Path(directory)
             write_checkpoint(size, folder / "checkpoint.pth", options.keep_rate)
             _, searched = frontend.load(folder / "checkpoint.pth", ModelOptions())
             for batch_size in options.batch_sizes:
                 models = write_models(size, searched, batch_size, folder)
+                paths = [path for path, _ in models.values()]
                 for threads in options.threads:
-                    times = measure([path for path, _ in models.values()], threads, options.rounds)
-                    rows += _rows(size, batch_size, threads, models, times)
+                    times = measure(paths, options.engine, threads, Effort(options.seconds, options.rounds))
+                    print(f"{size}, keep rate {options.keep_rate}, batch {batch_size}, {threads} thread(s)")
+                    found = summarise(models, times)
+                    _print(found)
+                    case = {"size": size, "batch_size": batch_size, "threads": threads, "engine": options.engine}
+                    rows += [case | row for row in found]
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _rows(
-    size: str, batch_size: int, threads: int, models: dict[str, tuple[Path, int]], times: np.ndarray
-) -> list[dict[str, object]]:
-    """Print and return one row a model and baseline."""
-    rows: list[dict[str, object]] = []
-    names = list(models)
-    for baseline in (name for name in ("timm dense", "dense") if name in models):
-        dense = times[names.index(baseline)]
-        for i, name in enumerate(names):
-            if name == baseline:
-                continue
-            low, middle, high = np.quantile(times[i] / dense, (0.25, 0.5, 0.75))
-            macs = models[name][1] / models[baseline][1]
-            share = float((1 - middle) / (1 - macs)) if macs < 0.99 else None
-            print(
-                f"{size:9} {batch_size:5} {threads:7}  {name:12} {macs:13.3f}  {middle:16.3f}  {low:.3f}-{high:.3f}  "
-                f"{'-' if share is None else f'{share:.1%}':>14}  (dense: {baseline})"
-            )
-            rows.append(
-                {"size": size, "batch_size": batch_size, "threads": threads, "model": name, "baseline": baseline,
-                 "macs_ratio": macs, "time_ratio": float(middle), "quartiles": [float(low), float(high)],
-                 "realised_share": share, "milliseconds": float(np.median(times[i]) * 1e3)}
-            )  # fmt: skip
-    return rows
+def _print(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        shares = [f"{row[key]:.1%}" if row[key] is not None else "-" for key in ("share", "processor_share")]
+        print(
+            f"  {row['model']:11} {row['milliseconds']:8.1f} ms  MACs {row['macs_ratio']:.3f}  wall {row['ratio']:.3f} "
+            f"({row['low']:.3f}..{row['high']:.3f}) realised {shares[0]:>6}  processor {row['processor_ratio']:.3f} "
+            f"realised {shares[1]:>6}",
+            flush=True,
+        )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["deit-s"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1])
+    parser.add_argument("--keep-rate", type=float, default=0.7)
+    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--write", type=Path, metavar="CKPT", help="only write a checkpoint of the first size")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
