@@ -12,6 +12,7 @@ from slimc.models.options import SearchedModel
 from slimc.passes.limit_tokens import LimitTokens
 from slimc.passes.remove_settled_gates import RemoveSettledGates
 from slimc.passes.rewrite import Pass
+from slimc.target import Target
 from slimc.usage import Limits, Usage, join, limits_of
 
 _CHUNK = 8
@@ -49,8 +50,12 @@ def parse(text: str, quantile: float | None) -> Adaptive:
     return Adaptive("conditional" in parts, "capacity" in parts, 1.0 if quantile is None else quantile)
 
 
-def check(adaptive: Adaptive | None, searched: SearchedModel, batch_size: int, data: Path | None) -> Adaptive | None:
-    """The way to compile `searched`: as asked, or multiplications; none for a network that decides nothing.
+def check(
+    adaptive: Adaptive | None, searched: SearchedModel, target: Target, batch_size: int, data: Path | None
+) -> Adaptive | None:
+    """The way to compile `searched`, none for a network that decides nothing: as asked, or the exact one that suits.
+
+    That is `conditional` at batch 1, except for GPUs, where attention inside an ``If`` is not fused.
 
     Raises:
         OptionError: the way cannot be gone with this network, batch size or without images.
@@ -59,7 +64,8 @@ def check(adaptive: Adaptive | None, searched: SearchedModel, batch_size: int, d
         if adaptive is not None:
             raise OptionError(f"--adaptive: {searched.system} checkpoints decide nothing for each image")
         return None
-    adaptive = adaptive or Adaptive()
+    if adaptive is None:
+        adaptive = Adaptive(conditional=batch_size == 1 and target.name in ("generic", "cpu"))
     if adaptive.conditional and batch_size != 1:
         raise OptionError(f"--adaptive conditional: needs --batch-size 1, not {batch_size}: images decide differently")
     if adaptive.capacity and data is None:

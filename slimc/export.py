@@ -187,7 +187,7 @@ def compile_checkpoint(
     watch = _Stopwatch(step)
     with watch.stage("load", f"reading {path.name}"):
         checkpoint, searched = frontend.load(path, model_options, ema=ema)
-    adaptive = ways.check(options.adaptive, searched, options.batch_size, options.data)
+    adaptive = ways.check(options.adaptive, searched, options.target, options.batch_size, options.data)
     limits: Limits | None = None
     files = image_files(options.data) if adaptive is not None and options.data is not None else []
     if adaptive is not None and adaptive.capacity and options.variant == "slim":

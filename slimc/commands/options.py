@@ -52,7 +52,10 @@ AdaTokenWithMlp = Annotated[
 ]
 AdaptiveWay = Annotated[
     str | None,
-    typer.Option("--adaptive", help="AdaViT: masked, conditional (batch 1), capacity, or conditional+capacity."),
+    typer.Option(
+        "--adaptive",
+        help="AdaViT: masked, conditional (batch 1), capacity, or conditional+capacity. Default: the fastest exact one.",
+    ),
 ]
 CapacityQuantile = Annotated[
     float | None, typer.Option(help="Capacity of a block: this quantile of the tokens that the images use. Default 1.")

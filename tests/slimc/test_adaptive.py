@@ -51,13 +51,23 @@ def test_what_cannot_go_together_is_refused(folder):
     with pytest.raises(OptionError, match="--capacity-quantile: needs --adaptive capacity"):
         parse("masked", 0.5)
     with pytest.raises(OptionError, match="needs --batch-size 1, not 4"):
-        check(Adaptive(conditional=True), searched, 4, None)
+        check(Adaptive(conditional=True), searched, find_target("cpu"), 4, None)
     with pytest.raises(OptionError, match="--data DIR"):
-        check(Adaptive(capacity=True), searched, 1, None)
+        check(Adaptive(capacity=True), searched, find_target("cpu"), 1, None)
     with pytest.raises(OptionError, match="leave out --dense"):
         export_command(folder / "ada.pth.tar", adaptive="masked", dense=True)
     with pytest.raises(OptionError, match="--capacity-quantile: needs"):
         export_command(folder / "ada.pth.tar", capacity_quantile=0.5)
+
+
+@pytest.mark.parametrize(
+    ("target", "batch_size", "way"),
+    [("cpu", 1, "conditional"), ("generic", 1, "conditional"), ("cpu", 2, "masked"), ("sm89", 1, "masked")],
+)
+def test_without_a_word_the_fastest_exact_way_is_gone(target, batch_size, way):
+    found = check(None, random_adaptive(), find_target(target), batch_size, None)
+    assert found is not None
+    assert found.name == way
 
 
 @pytest.mark.parametrize("way", ["masked", "conditional", "capacity", "conditional+capacity"])
