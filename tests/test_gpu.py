@@ -8,7 +8,7 @@ import pytest
 from slimc.backends import ort
 from slimc.backends.base import run_images
 from slimc.backends.choose import open_session
-from slimc.backends.cuda import gpu_missing
+from slimc.backends.cuda import gpu_missing, open_device
 from slimc.bench import Subject, measure
 from slimc.compare import compare
 from slimc.engine import EngineOptions, build_engine
@@ -27,6 +27,8 @@ def built(model: Path, backend: str, precision: Precision, *, fused_attention: b
     module = pytest.importorskip(LIBRARIES[backend])
     if not hasattr(module, "__version__"):
         pytest.skip(f"{backend} is not installed")
+    if open_device().capability < (8, 0) and precision != "fp16":
+        pytest.skip("GPUs before SM80 have no bfloat16, and TensorRT-RTX no float32 products for them")
     engine = model.with_name(f"{model.stem}-{backend}-{precision}.engine")
     options = EngineOptions(
         backend, (), precision, fused_attention=fused_attention, verify=reference_path(model).is_file()
