@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.checkpoints import write_checkpoint
+from benchmarks import checkpoints, dynamic_vit
 from benchmarks.timing import Effort, measure
 from slimc import frontend, ir
 from slimc.count import count
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 TIMM = {"deit-t": "deit_tiny_patch16_224", "deit-s": "deit_small_patch16_224", "deit-b": "deit_base_patch16_224"}
-_BASELINE = "timm dense"
-_ALL = (_BASELINE, "dense", "masked", "slim", "regular twin", "Torch-Pruning")
-_FEW = (_BASELINE, "slim", "regular twin")
-_TARGETS = {"onnxruntime": "cpu", "openvino": "cpu"}
+SYSTEMS = ("ViT-Slim", "DynamicViT")
+_TIMM_DENSE = "timm dense"
+_TARGET = "cpu"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the tables: what runs where."""
+    """One line of the tables: what runs where. `budget` is DynamicViT's keep rate."""
 
+    system: str
     size: str
     budget: float
     batch_size: int
@@ -50,25 +50,26 @@ class Case:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the models to compare."""
-        if self.batch_size == 1 and self.engine == "onnxruntime" and self.budget == 0.7:
-            return _ALL
-        return (*_FEW, "Torch-Pruning") if self.budget == 0.7 else _FEW
+        """Names of the models to compare; the first is the baseline: timm has no LV-ViT."""
+        baseline = _TIMM_DENSE if self.size in TIMM else "dense"
+        others = [name for name in ("dense", "masked") if self.batch_size == 1 and self.engine == "onnxruntime"]
+        if self.system == "ViT-Slim":
+            others += ["regular twin", "Torch-Pruning"] if self.budget == 0.7 else ["regular twin"]
+        return tuple(dict.fromkeys((baseline, "slim", *others)))
 
 
 class Bench:
     """Models of one checkpoint, written into a folder when they are first asked for."""
 
-    def __init__(self, size: str, budget: float, folder: Path) -> None:
-        self.size, self.budget, self._folder = size, budget, folder
+    def __init__(self, system: str, size: str, budget: float, folder: Path) -> None:
+        self.system, self.size, self.budget, self._folder = system, size, budget, folder
         self._searched: SearchedModel | None = None
         self._pruned: tuple[nn.Module, int] | None = None
         self._macs: dict[Path, int] = {}
 
     def run(self, case: Case, effort: Effort) -> Iterator[dict[str, Any]]:
         """Measure `case`: a row for every model."""
-        target = _TARGETS[case.engine]
-        written = [self._model(name, case.batch_size, target) for name in case.models]
+        written = [self._model(name, case.batch_size) for name in case.models]
         times = measure([path for path, _ in written], case.engine, case.threads, effort)
         dense = self._dense_macs()
         for name, (_, macs), wall, processor in zip(case.models, written, *times, strict=True):
@@ -90,27 +91,30 @@ class Bench:
             }
 
     @property
+    def stem(self) -> str:
+        """What the names of all its files begin with."""
+        return f"{self.system}-{self.size}-{self.budget}"
+
+    @property
     def searched(self) -> SearchedModel:
         """The checkpoint, understood."""
         if self._searched is None:
-            path = self._folder / f"{self.size}-{self.budget}.pth"
-            write_checkpoint(self.size, path, self.budget)
+            path = self._folder / f"{self.stem}.pth"
+            writer = dynamic_vit if self.system == "DynamicViT" else checkpoints
+            writer.write_checkpoint(self.size, path, self.budget)
             self._searched = frontend.load(path, ModelOptions())[1]
         return self._searched
 
-    def _model(self, name: str, batch_size: int, target: str) -> tuple[Path, int]:
+    def _model(self, name: str, batch_size: int) -> tuple[Path, int]:
         """Path and MACs of a model."""
-        shared = name == _BASELINE
-        stem = (
-            f"{self.size}-{batch_size}-{name}" if shared else f"{self.size}-{self.budget}-{batch_size}-{target}-{name}"
-        )
+        stem = f"{self.size if name == _TIMM_DENSE else self.stem}-{batch_size}-{name}"
         path = self._folder / f"{stem.replace(' ', '-')}.onnx"
         if path not in self._macs:
-            self._macs[path] = self._write(name, batch_size, target, path)
+            self._macs[path] = self._write(name, batch_size, path)
         return path, self._macs[path]
 
-    def _write(self, name: str, batch_size: int, target: str, path: Path) -> int:
-        if name == _BASELINE:
+    def _write(self, name: str, batch_size: int, path: Path) -> int:
+        if name == _TIMM_DENSE:
             if not path.exists():
                 export_torch(timm_network(self.size), batch_size, path)
             return self._dense_macs()
@@ -118,10 +122,10 @@ class Bench:
             network, macs = self._pruned_network()
             export_torch(network, batch_size, path)
             return macs
-        chosen = find_target(target)
-        model = self._compiled(name, target)
-        write_model(emit(model, chosen, batch_size=batch_size), path)
-        return count(model, chosen).macs
+        target = find_target(_TARGET)
+        model = self._compiled(name, _TARGET)
+        write_model(emit(model, target, batch_size=batch_size), path)
+        return count(model, target).macs
 
     def _compiled(self, name: str, target: str) -> ir.Model:
         if name in ("dense", "masked"):

@@ -37,8 +37,8 @@ def plot_latency(rows: Sequence[Row], path: Path) -> None:
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(), fontsize=8, ncols=len(_MODELS) + 1, loc="outside upper center"
     )
-    labels = [f"{size}\n{budget}, batch {batch}" for size, budget, batch in cases]
-    grid[-1, 0].set_xticks(range(len(cases)), labels, fontsize=8, rotation=35 if len(cases) > 4 else 0)
+    labels = [f"{system}\n{size}, {budget}\nbatch {batch}" for system, size, budget, batch in cases]
+    grid[-1, 0].set_xticks(range(len(cases)), labels, fontsize=8)
     figure.supylabel("latency, timm's dense export = 1", fontsize=10)
     _save(plt, figure, path)
 
@@ -84,7 +84,7 @@ def plot_compile(rows: Sequence[Row], path: Path) -> None:
 
 
 def _case(row: Row) -> tuple[Any, ...]:
-    return row["size"], row["budget"], row["batch_size"]
+    return row["system"], row["size"], row["budget"], row["batch_size"]
 
 
 def _save(plt: Any, figure: Any, path: Path) -> None:

@@ -6,18 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import TIMM, Case
+from benchmarks.checkpoints import SIZES as CHECKPOINTS
+from benchmarks.dynamic_vit import SIZES as DYNAMIC_CHECKPOINTS
+from benchmarks.latency import SYSTEMS, Case
 from benchmarks.plots import plot_compile, plot_latency
 from benchmarks.store import Row, machine, table
 from slimc.files import replacing
 
 _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-_ORDER = ("size", "budget", "batch_size", "threads", "engine")
+_ORDER = ("system", "size", "budget", "batch_size", "threads", "engine")
 
 
 def latency_lines(case: Case, rows: Sequence[Row]) -> str:
     """The rows of one case for the terminal."""
-    head = f"{case.size} budget {case.budget} batch {case.batch_size} {case.engine} {case.threads} thread(s)"
+    head = (
+        f"{case.system} {case.size} budget {case.budget} batch {case.batch_size} {case.engine} {case.threads} thread(s)"
+    )
     lines = [
         f"  {row['model']:13} {row['milliseconds']:8.1f} ms  {row['ratio']:.3f} ({row['low']:.3f}..{row['high']:.3f})  "
         f"processor {row['processor_ratio']:.3f}  MACs {row['macs_ratio']:.3f}  realised {_share(row['share'])}"
@@ -33,6 +37,8 @@ def write(folder: Path, rows: Mapping[str, Sequence[Row]]) -> None:
         latency = sorted(rows["latency"], key=_place)
         parts += [_latency(latency, engine, title) for engine, title in _ENGINES.items()]
         plot_latency(latency, folder / "latency.png")
+    if rows["adaptive"]:
+        parts.append(_adaptive(rows["adaptive"]))
     if rows["compile"]:
         compiled = sorted(rows["compile"], key=lambda row: float(row["checkpoint_mb"]))
         parts.append(_compile(compiled))
@@ -50,7 +56,7 @@ def _latency(rows: Sequence[Row], engine: str, title: str) -> str:
         "budget",
         "batch",
         "threads",
-        "timm, ms",
+        "dense, ms",
         "slim, ms",
         "MACs",
         "latency",
@@ -64,10 +70,12 @@ def _latency(rows: Sequence[Row], engine: str, title: str) -> str:
     cases = dict.fromkeys(tuple(row[name] for name in _ORDER) for row in rows if row["engine"] == engine)
     for case in cases:
         models = {row["model"]: row for row in rows if tuple(row[name] for name in _ORDER) == case}
-        slim, dense = models["slim"], models["timm dense"]
+        slim, dense = models["slim"], models.get("timm dense", models.get("dense"))
+        assert dense is not None
         lines.append(
             [
-                *(str(value) for value in case[:4]),
+                f"{case[0]} {case[1]}",
+                *(str(value) for value in case[2:5]),
                 f"{dense['milliseconds']:.1f}",
                 f"{slim['milliseconds']:.1f}",
                 f"{slim['macs_ratio']:.3f}",
@@ -80,8 +88,8 @@ def _latency(rows: Sequence[Row], engine: str, title: str) -> str:
     if not lines:
         return ""
     explained = (
-        "MACs, latency and processor time are over those of timm's dense export; medians of interleaved rounds. At one "
-        "thread, processor time is what latency is on a machine that does nothing else."
+        "MACs, latency and processor time are over those of timm's dense export (slimc's own for LV-ViT); medians of "
+        "interleaved rounds. At one thread, processor time is what latency is on a machine that does nothing else."
     )
     return f"## Latency, {title}\n\n{explained}\n\n{table(columns, lines)}"
 
@@ -116,6 +124,23 @@ def _compile(rows: Sequence[Row]) -> str:
     return f"## Compile time and memory\n\n{explained}\n\n{table(columns, lines)}"
 
 
+def _adaptive(rows: Sequence[Row]) -> str:
+    columns = ("way", "ms", "time", "MACs", "of the MAC cut", "worst image, dense = 1")
+    lines = [
+        [
+            row["way"],
+            f"{row['milliseconds']:.1f}",
+            f"{row['time_share']:.3f}",
+            f"{row['macs_share']:.3f}",
+            "" if row["macs_share"] > 0.99 else f"{row['cut_arrived']:.0%}",
+            f"{row['worst_to_dense']:.2f}",
+        ]
+        for row in rows
+    ]
+    explained = "Ada-DeiT-S, ONNX Runtime, one thread; means over pictures, time and MACs over those of masked."
+    return f"## AdaViT\n\n{explained}\n\n{table(columns, lines)}"
+
+
 def _kernels(rows: Sequence[Row]) -> str:
     columns = ("target", "network", "kernels", "most more than dense in a block", "attentions fused", "plan, MB")
     lines = [
@@ -134,7 +159,15 @@ def _kernels(rows: Sequence[Row]) -> str:
 
 def _place(row: Row) -> tuple[Any, ...]:
     """Small networks first, mild budgets first."""
-    return list(TIMM).index(row["size"]), -row["budget"], row["batch_size"], row["engine"], row["threads"]
+    sizes = [*CHECKPOINTS, *DYNAMIC_CHECKPOINTS]
+    return (
+        SYSTEMS.index(row["system"]),
+        sizes.index(row["size"]),
+        -row["budget"],
+        row["batch_size"],
+        row["engine"],
+        row["threads"],
+    )
 
 
 def _share(share: float | None) -> str:

@@ -12,7 +12,10 @@ disturbance, but two threads on two cores cannot share them.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,11 +24,12 @@ from pathlib import Path
 from benchmarks import compile as compile_cost
 from benchmarks import kernels, report
 from benchmarks.checkpoints import SIZES
-from benchmarks.latency import TIMM, Bench, Case
+from benchmarks.dynamic_vit import SIZES as DYNAMIC_SIZES
+from benchmarks.latency import SYSTEMS, TIMM, Bench, Case
 from benchmarks.store import Store
 from benchmarks.timing import ENGINES, Effort
 
-SECTIONS = ("latency", "compile", "kernels")
+SECTIONS = ("kernels", "latency", "adaptive", "compile")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Plan:
     """What to measure."""
 
     sections: tuple[str, ...]
+    systems: tuple[str, ...]
+    dynamic_sizes: tuple[str, ...]
     sizes: tuple[str, ...]
     budgets: tuple[float, ...]
     batch_sizes: tuple[int, ...]
@@ -42,27 +48,44 @@ class Plan:
     targets: tuple[str, ...]
     effort: Effort
 
-    def cases(self, size: str, budget: float) -> Iterator[Case]:
+    def checkpoints(self) -> Iterator[tuple[str, str, float]]:
+        """System, size and budget of every checkpoint."""
+        if "ViT-Slim" in self.systems:
+            yield from (("ViT-Slim", size, budget) for size in self.sizes for budget in self.budgets)
+        if "DynamicViT" in self.systems:
+            yield from (("DynamicViT", size, 0.7) for size in self.dynamic_sizes)
+
+    def cases(self, system: str, size: str, budget: float) -> Iterator[Case]:
         """The latency cases of one checkpoint."""
         for batch_size in self.batch_sizes:
             for engine in self.engines:
                 for threads in self.threads:
-                    yield Case(size, budget, batch_size, threads, engine)
+                    yield Case(system, size, budget, batch_size, threads, engine)
 
 
 def run_latency(plan: Plan, store: Store, folder: Path) -> None:
     """Latency ratios of every case."""
-    for size in plan.sizes:
-        for budget in plan.budgets:
-            bench = Bench(size, budget, folder)
-            for case in plan.cases(size, budget):
-                if store.has(asdict(case), plan.effort.seconds):
-                    continue
-                rows = list(bench.run(case, plan.effort))
-                store.put(asdict(case), rows)
-                print(report.latency_lines(case, rows), flush=True)
-            for path in folder.glob(f"{size}-{budget}*"):
-                path.unlink()
+    for checkpoint in plan.checkpoints():
+        bench = Bench(*checkpoint, folder)
+        for case in plan.cases(*checkpoint):
+            if store.has(asdict(case), plan.effort.seconds):
+                continue
+            rows = list(bench.run(case, plan.effort))
+            store.put(asdict(case), rows)
+            print(report.latency_lines(case, rows), flush=True)
+        for path in folder.glob(f"{bench.stem}*"):
+            path.unlink()
+
+
+def run_adaptive(plan: Plan, store: Store, folder: Path) -> None:
+    """AdaViT's ways at full size, each over the same pictures: means, for its cost depends on the picture."""
+    if store.has({}, plan.effort.seconds):
+        return
+    images, rounds = ("8", "3") if plan.effort.seconds < 10 else ("24", "5")
+    path = folder / "adaptive.json"
+    command = [sys.executable, "-m", "benchmarks.adaptive", "--images", images, "--rounds", rounds, "--json", str(path)]
+    subprocess.run(command, check=True)
+    store.put({}, [{**row, "seconds": plan.effort.seconds} for row in json.loads(path.read_text())])
 
 
 def run_compile(plan: Plan, store: Store) -> None:
@@ -98,6 +121,8 @@ def main() -> None:
             run_kernels(plan, stores["kernels"], folder)
         if "latency" in plan.sections:
             run_latency(plan, stores["latency"], folder)
+        if "adaptive" in plan.sections:
+            run_adaptive(plan, stores["adaptive"], folder)
         if "compile" in plan.sections:
             run_compile(plan, stores["compile"])
     report.write(options.out, {name: store.rows for name, store in stores.items()})
@@ -110,7 +135,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION")
     parser.add_argument("--fresh", action="store_true", help="forget what these sections measured before")
-    parser.add_argument("--sizes", nargs="+", choices=TIMM)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--sizes", nargs="+", choices=TIMM, help="of ViT-Slim")
+    parser.add_argument("--dynamic-sizes", nargs="+", choices=DYNAMIC_SIZES)
     parser.add_argument("--budgets", nargs="+", type=float)
     parser.add_argument("--batch-sizes", nargs="+", type=int)
     parser.add_argument("--threads", nargs="+", type=int)
@@ -126,6 +153,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     cores = os.cpu_count() or 1
     return Plan(
         sections=tuple(options.only),
+        systems=tuple(options.systems),
+        dynamic_sizes=tuple(options.dynamic_sizes or (("deit-s",) if quick else ("deit-s", "lvvit-s"))),
         sizes=tuple(options.sizes or (("deit-t", "deit-s") if quick else TIMM)),
         budgets=tuple(options.budgets or ((0.7,) if quick else (0.7, 0.5))),
         batch_sizes=tuple(options.batch_sizes or ((1,) if quick else (1, 8))),
@@ -133,7 +162,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         engines=tuple(options.engines or ENGINES),
         compile_sizes=tuple(options.compile_sizes or (("deit-t", "deit-s") if quick else SIZES)),
         targets=tuple(options.targets or (("sm89",) if quick else kernels.TARGETS)),
-        effort=Effort(options.seconds or (5 if quick else 12), 5),
+        effort=Effort(options.seconds or (4 if quick else 10), 5),
     )
 
 
