@@ -74,6 +74,7 @@ class Bench:
         dense = self._dense_macs()
         for name, (_, macs), wall, processor in zip(case.models, written, *times, strict=True):
             low, ratio, high = np.quantile(wall / times[0, 0], (0.25, 0.5, 0.75))
+            processor_ratio = float(np.median(processor / times[1, 0]))
             cut = 1 - (self._least_macs() if name == "slim" else macs) / dense
             yield {
                 **dataclasses.asdict(case),
@@ -85,7 +86,8 @@ class Bench:
                 "low": float(low),
                 "high": float(high),
                 "share": float((1 - ratio) / cut) if cut > 0.01 else None,
-                "processor_ratio": float(np.median(processor / times[1, 0])),
+                "processor_ratio": processor_ratio,
+                "processor_share": (1 - processor_ratio) / cut if cut > 0.01 else None,
                 "rounds": len(wall),
                 "seconds": effort.seconds,
             }

@@ -23,8 +23,9 @@ def latency_lines(case: Case, rows: Sequence[Row]) -> str:
         f"{case.system} {case.size} budget {case.budget} batch {case.batch_size} {case.engine} {case.threads} thread(s)"
     )
     lines = [
-        f"  {row['model']:13} {row['milliseconds']:8.1f} ms  {row['ratio']:.3f} ({row['low']:.3f}..{row['high']:.3f})  "
-        f"processor {row['processor_ratio']:.3f}  MACs {row['macs_ratio']:.3f}  realised {_share(row['share'])}"
+        f"  {row['model']:13} {row['milliseconds']:8.1f} ms  MACs {row['macs_ratio']:.3f}  "
+        f"wall {row['ratio']:.3f} ({row['low']:.3f}..{row['high']:.3f}) realised {_share(row['share']):>4}  "
+        f"processor {row['processor_ratio']:.3f} realised {_share(row['processor_share']):>4}"
         for row in rows
     ]
     return "\n".join([head, *lines])
