@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from slimc.backends.cuda import gpu_missing
 from slimc.engine import EngineOptions, EngineReport, build_engine
 from slimc.export import ExportOptions, export
 from slimc.models.options import Variant
+from slimc.precision import Precision
 from slimc.selection import Agreement
 from slimc.target import find_target
 from tests.selecting import VECTORS, Vector
@@ -44,3 +46,15 @@ def test_a_selection_costs_a_dozen_kernels(tmp_path: Path):
 def test_masked_networks_build_too(vector: Vector, tmp_path: Path):
     report = build(vector, tmp_path, variant="masked")
     assert all(block.fused == 1 for block in report.facts.blocks)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(gpu_missing() is not None, reason=str(gpu_missing()))
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
+def test_engines_that_select_compute_what_the_network_does(vector: Vector, precision: Precision, tmp_path: Path):
+    model = tmp_path / "model.onnx"
+    export(vector.checkpoint, model, vector.options, ExportOptions(target=find_target("sm89")))
+    report = build_engine(model, tmp_path / "model.engine", EngineOptions("tensorrt-rtx", (), precision))
+    assert report.comparison is not None, report.unchecked
+    assert report.comparison.passed
