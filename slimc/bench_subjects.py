@@ -70,7 +70,12 @@ def _artefact(path: Path, backend: str, options: BenchOptions) -> Subject:
     except ModelFileError:  # a model of somebody else is timed all the same
         return Subject(name, session)
     family = f"{metadata.source_sha256[:8]}, batch {session.inputs[0].shape[0]} [{session.backend}]"
-    return Subject(name, session, family, metadata.variant, metadata.slim.macs)
+    return Subject(name, session, family, metadata.variant, _fixed_macs(metadata.system, metadata.slim.macs))
+
+
+def _fixed_macs(system: str, macs: int) -> int | None:
+    """MACs that every image costs; none for AdaViT, whose graphs compute what an image asks for and no more."""
+    return None if system == "ada_vit" else macs
 
 
 def _checkpoint(
@@ -90,8 +95,8 @@ def _checkpoint(
 
 def _compiled(
     path: Path, variant: str, backend: str, batch_size: int, options: BenchOptions, folder: Path
-) -> tuple[Path, int]:
-    """The ONNX model or engine of one variant, and its multiply-accumulates per image."""
+) -> tuple[Path, int | None]:
+    """The ONNX model or engine of one variant, and its multiply-accumulates per image where all cost the same."""
     from slimc.export import ExportOptions, compile_checkpoint, emit_onnx
     from slimc.onnx_file import write_model
     from slimc.target import find_target
@@ -106,12 +111,13 @@ def _compiled(
     )
     model = folder / f"{variant}-{batch_size}-{target.name}-{export.precision}.onnx"
     compiled, _ = compile_checkpoint(path, options.model_options, export, ema=options.ema)
+    macs = _fixed_macs(compiled.searched.system, compiled.slim.macs)
     if not model.exists():
         write_model(emit_onnx(compiled, export), model)
     if not builds:
-        return model, compiled.slim.macs
+        return model, macs
     from slimc.engine import EngineOptions, build_engine
 
     engine = model.with_suffix(".engine")
     build_engine(model, engine, EngineOptions(backend, precision=options.precision))
-    return engine, compiled.slim.macs
+    return engine, macs

@@ -97,6 +97,7 @@ def _heads(axes: Axes, structure: Structure) -> None:
     axes.set_title(f"channels of every head, widest first (dense: {structure.head_dim})")
     axes.set_xlabel("block")
     axes.set_ylabel("head")
+    axes.set_yticks(range(heads))
     _whole_numbers(axes, len(structure.layers))
 
 
@@ -134,7 +135,7 @@ def _patches(axes: Axes, structure: Structure, kept: KeptPatches | None) -> None
     for patches in _entering(structure, kept):
         blocks[patches] += 1
     picture = axes.imshow(blocks.reshape(structure.grid), cmap="viridis", vmin=0, vmax=len(structure.layers))
-    axes.set_title("patches on the image grid: blocks that each one enters")
+    axes.set_title("patches on the image grid: blocks entered")
     axes.set_xticks([])
     axes.set_yticks([])
     figure = axes.figure

@@ -36,7 +36,7 @@ def _branches(axes: Axes, report: UsageReport) -> None:
         shares = [getattr(block, part) for block in report.blocks]
         axes.bar(blocks + offset, shares, width=0.26, color=color, label="FFN" if part == "mlp" else part)
     axes.set_ylim(0, 1.05)
-    axes.set_title("share of the images that use a branch; mean share of the patches")
+    axes.set_title("images that use a branch; mean share of patches")
     axes.set_xlabel("block")
     axes.legend(loc="lower left")
 
@@ -44,16 +44,17 @@ def _branches(axes: Axes, report: UsageReport) -> None:
 def _heads(axes: Axes, report: UsageReport) -> None:
     shares = np.array([block.heads for block in report.blocks]).T
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_title("share of the images that use a head, where the block runs")
+    axes.set_title("images that use a head, where the block runs")
     axes.set_xlabel("block")
     axes.set_ylabel("head")
+    axes.set_yticks(range(len(shares)))
     _colour_bar(axes, picture)
 
 
 def _positions(axes: Axes, report: UsageReport, grid: tuple[int, int]) -> None:
     shares = np.mean([block.positions for block in report.blocks], axis=0).reshape(grid)
     picture = axes.imshow(shares, cmap="viridis")
-    axes.set_title("patches on the image grid: share of images and blocks that use each one")
+    axes.set_title("share of images and blocks that use a patch")
     axes.set_xticks([])
     axes.set_yticks([])
     _colour_bar(axes, picture)
