@@ -6,10 +6,12 @@ Exit codes: 0 done; 1 outputs do not match; 2 bad usage or bad input; 3 somethin
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -56,7 +58,18 @@ def _root(
 def main() -> None:
     """Entry point of the `slimc` command."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run())
+    code = run()
+    if "torch" in sys.modules:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without tearing torch down: that takes 0.6 s and 100 MB, and every file is closed by now."""
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def run() -> int:
