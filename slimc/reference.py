@@ -44,12 +44,12 @@ def reference_path(model: Path) -> Path:
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """Write `reference` to `path`, compressed; the same reference gives the same bytes."""
+    """Write `reference` to `path`, not compressed: noise would not shrink. The same reference gives the same bytes."""
     facts = np.array(json.dumps(dict(reference.facts), sort_keys=True))
     kept: dict[str, Any] = {f"kept_{stage}": array for stage, array in enumerate(reference.kept)}
     decisions: dict[str, Any] = {f"{_DECIDED}{name}": array for name, array in reference.decisions.items()}
     with path.open("wb") as file:
-        np.savez_compressed(file, images=reference.images, logits=reference.logits, facts=facts, **kept, **decisions)
+        np.savez(file, images=reference.images, logits=reference.logits, facts=facts, **kept, **decisions)
 
 
 def read_reference(path: Path) -> Reference:
