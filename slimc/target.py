@@ -49,7 +49,7 @@ def find_target(name: str) -> Target:
         return Target(name, max_heads=1)
     if name == "cpu":
         # On CPUs it is also the fastest: one head's matrices need no transposing.
-        return Target(name, max_heads=1, spare_query_macs=3e5, absorb=True)
+        return Target(name, max_heads=1, spare_query_macs=3e6, absorb=True)
     if name in _TENSOR_CORES:
         return Target(
             name,
