@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 _IMPORTS = "import torch, onnx, onnx_ir, onnxruntime, slimc.export, slimc.models.vit_slim_network"
+_PROTOBUF_LIMIT = 2**31  # bytes; onnxslim wants the weights within one message
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Row:
     torch_peak_mb: float
     import_peak_mb: float
     times_checkpoint: float
+    onnxslim: bool
 
 
 def run(command: list[str]) -> Run:
@@ -69,14 +71,9 @@ def measure_here(size: str, runs: int) -> Row:
         checkpoint = Path(directory) / f"{size}.pth"
         run([sys.executable, "-m", "benchmarks.checkpoints", size, str(checkpoint)])
         ours = [sys.executable, "-m", "slimc", "export", str(checkpoint), "-o", f"{directory}/slim.onnx", "--json"]
-        theirs = [
-            sys.executable,
-            "-m",
-            "benchmarks.torch_export",
-            str(checkpoint),
-            f"{directory}/torch.onnx",
-            "--onnxslim",
-        ]
+        theirs = [sys.executable, "-m", "benchmarks.torch_export", str(checkpoint), f"{directory}/torch.onnx"]
+        onnxslim = checkpoint.stat().st_size < _PROTOBUF_LIMIT
+        theirs += ["--onnxslim"] if onnxslim else []
         run(ours)
         pairs = [(run(ours), run(theirs)) for _ in range(runs)]
         imports = run([sys.executable, "-c", _IMPORTS])
@@ -92,6 +89,7 @@ def measure_here(size: str, runs: int) -> Row:
         torch_peak_mb=max(theirs.peak for _, theirs in pairs),
         import_peak_mb=imports.peak,
         times_checkpoint=(peak - imports.peak) / megabytes,
+        onnxslim=onnxslim,
     )
 
 

@@ -111,7 +111,7 @@ def _compile(rows: Sequence[Row]) -> str:
             row["size"],
             f"{row['checkpoint_mb']:.0f}",
             f"{row['slimc_seconds']:.1f}",
-            f"{row['torch_seconds']:.1f}",
+            f"{row['torch_seconds']:.1f}" + ("" if row["onnxslim"] else " (no onnxslim)"),
             f"{row['ratio']:.2f}",
             f"{row['slimc_peak_mb']:.0f}",
             f"{row['torch_peak_mb']:.0f}",
