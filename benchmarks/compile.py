@@ -20,7 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-_IMPORTS = "import torch, onnx, onnx_ir, onnxruntime, slimc.export, slimc.models.vit_slim_network; import os; os._exit(0)"
+_IMPORTS = (
+    "import torch, onnx, onnx_ir, onnxruntime, slimc.export, slimc.models.vit_slim_network; import os; os._exit(0)"
+)
 _PROTOBUF_LIMIT = 2**31  # bytes; onnxslim wants the weights within one message
 
 
