@@ -177,7 +177,9 @@ def _load_failure(error: Exception) -> str:
     if "weights_only" in text.lower() and marker in text:
         name = text.split(marker, 1)[1].split(" ", 1)[0]
         return f"refused: the pickle asks for {name}, which is not on the allow-list of plain data"
-    return f"not a readable torch checkpoint ({_first_line(error)}); expected {ACCEPTED}"
+    # torch's own words for a file that is no pickle advise to load it unsafely.
+    reason = "no zip archive and no pickle of tensors" if "weights only" in text.lower() else _first_line(error)
+    return f"not a readable torch checkpoint ({reason}); expected {ACCEPTED}"
 
 
 def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
