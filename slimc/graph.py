@@ -122,7 +122,7 @@ class GraphBuilder:
         return self.op("Gemm", inputs, name, shape, {"transB": 1})
 
     def matmul(self, a: Value, b: Value, name: str) -> Value:
-        """A b over the last two axes; the leading axes are equal."""
+        """The product a b over the last two axes; the leading axes are equal."""
         return self.op("MatMul", [a, b], name, (*dims(a)[:-1], dims(b)[-1]))
 
     def add(self, a: Value, b: Value, name: str) -> Value:
