@@ -225,6 +225,10 @@ def _gates(weights: Weights, config: AdaVitConfig, layer: int) -> ir.Gates | Non
         heads = weights.linear(f"{name}.head_select.mlp_head", config.heads, dim, bias=config.heads_bias)
     if config.norm_policy and (branches or heads):
         norm = weights.norm(f"{name}.norm_policy", dim, config.eps)
+    else:
+        # A block that decides nothing may hold the norm of its policy all the same.
+        for kind in ("weight", "bias"):
+            weights.skip(f"{name}.norm_policy.{kind}")
     if config.tokens_from is not None and layer >= config.tokens_from:
         score = weights.linear(f"{name}.attn.token_select.mlp_head", 1, dim, bias=config.tokens_bias)
         threshold = math.log(TOKEN_THRESHOLD / (1 - TOKEN_THRESHOLD))
@@ -275,7 +279,7 @@ def build_network(checkpoint: Checkpoint, config: AdaVitConfig, variant: Variant
     """The PyTorch network in eval mode, sharing memory with the checkpoint; "dense" has every gate at one."""
     with torch.device("meta"):
         network = AdaptiveVisionTransformer(config)
-    state = {key: tensor.to(torch.float32) for key, tensor in checkpoint.state.items()}
+    state = {key: checkpoint.state[key].to(torch.float32) for key in network.state_dict()}
     network.load_state_dict(state, assign=True)
     if variant == "dense":
         network.open_gates()

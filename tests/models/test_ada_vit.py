@@ -84,6 +84,16 @@ def test_network_and_ir_agree_under_every_flag(seed, head_effect, flags):
     assert np.array_equal(tokens[clear] > 0, np.stack([block.tokens for block in usage.blocks], axis=1)[clear])
 
 
+def test_a_block_that_decides_nothing_may_hold_the_norm_of_its_policy():
+    checkpoint = random_checkpoint(replace(SMALL, norm_policy=True, heads_from=1, branches_from=1))
+    assert "blocks.0.norm_policy.weight" not in checkpoint.state
+    extra = {f"blocks.0.norm_policy.{kind}": torch.ones(SMALL.dim) for kind in ("weight", "bias")}
+    images = images_for(ada_vit.load(checkpoint, ModelOptions()), 2)
+    longer = replace(checkpoint, state={**checkpoint.state, **extra})
+    without, with_norm = (observe(ada_vit.load(file, ModelOptions()), images)[0] for file in (checkpoint, longer))
+    assert np.array_equal(without, with_norm)
+
+
 def test_dense_has_every_gate_at_one():
     searched = random_adaptive(3)
     images = images_for(searched)
