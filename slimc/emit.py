@@ -150,10 +150,11 @@ def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str) -> Stream
     summed = seen.replace(graph.add(seen.matrix, branch, f"{name}.residual"))
     if len(rows) == stream.rows:
         return summed
-    idle = stream.take(graph, np.setdiff1d(everything, rows), f"{name}.idle")
+    others = np.setdiff1d(everything, rows)
+    idle = stream.take(graph, others, f"{name}.idle")
     constant = graph.parameter(f"{name}.idle.bias", idle_output(mlp))
     idle = idle.replace(graph.add(idle.matrix, constant, f"{name}.idle.residual"))
-    return Stream.merge(graph, [(idle, np.setdiff1d(everything, rows)), (summed, rows)], f"{name}.merged")
+    return Stream.merge(graph, [(idle, others), (summed, rows)], f"{name}.merged")
 
 
 def _linear(graph: GraphBuilder, linear: ir.Linear, x: Value, name: str) -> Value:

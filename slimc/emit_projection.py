@@ -103,7 +103,7 @@ def project(
 
 def _project(graph: GraphBuilder, attention: ir.Attention, rows: _Rows, name: str) -> list[Operands]:
     """Keys and values from one product; queries from the same where all biases are alike, else from their own."""
-    groups, batch = head_groups(attention), rows.normalised.batch
+    groups = head_groups(attention)
     parts = {
         "q": [[head.query for head in group] for group in groups],
         "k": [[head.key for head in group] for group in groups],
@@ -117,14 +117,8 @@ def _project(graph: GraphBuilder, attention: ir.Attention, rows: _Rows, name: st
     else:
         outputs = _fused(graph, {kind: parts[kind] for kind in "kv"}, "kv", key_rows, name)
         queries = _queries(graph, parts["q"], rows, name)
-    return [
-        Operands(
-            query=_heads(graph, q, len(group), batch, False, f"{name}.q.{i}"),
-            key=_heads(graph, k, len(group), batch, True, f"{name}.k.{i}"),
-            value=_heads(graph, v, len(group), batch, False, f"{name}.v.{i}"),
-        )
-        for i, (group, q, k, v) in enumerate(zip(groups, queries, outputs["k"], outputs["v"], strict=True))
-    ]
+    cut = _cut(graph, {**outputs, "q": queries}, [len(group) for group in groups], rows.normalised.batch, name)
+    return [Operands(query, key, value) for query, key, value in cut]
 
 
 def _project_once(
@@ -162,13 +156,20 @@ def _project_once(
 def _cut_apart(graph: GraphBuilder, parts: _Parts, rows: Stream, name: str) -> list[tuple[Value, Value, Value]]:
     """Query, key (transposed) and value of every group, each cut out of one product by itself."""
     outputs = _fused(graph, parts, "qkv", rows, name)
+    return _cut(graph, outputs, [len(group) for group in parts["q"]], rows.batch, name)
+
+
+def _cut(
+    graph: GraphBuilder, outputs: dict[str, list[Value]], sizes: Sequence[int], batch: int, name: str
+) -> list[tuple[Value, Value, Value]]:
+    """Query, key (transposed) and value by heads, from one matrix a kind and group; `sizes` are the groups' heads."""
     return [
         (
-            _heads(graph, outputs["q"][i], len(group), rows.batch, False, f"{name}.q.{i}"),
-            _heads(graph, outputs["k"][i], len(group), rows.batch, True, f"{name}.k.{i}"),
-            _heads(graph, outputs["v"][i], len(group), rows.batch, False, f"{name}.v.{i}"),
+            _heads(graph, q, heads, batch, False, f"{name}.q.{i}"),
+            _heads(graph, k, heads, batch, True, f"{name}.k.{i}"),
+            _heads(graph, v, heads, batch, False, f"{name}.v.{i}"),
         )
-        for i, group in enumerate(parts["q"])
+        for i, (heads, q, k, v) in enumerate(zip(sizes, outputs["q"], outputs["k"], outputs["v"], strict=True))
     ]
 
 

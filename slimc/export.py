@@ -150,7 +150,6 @@ class _Stopwatch:
     def __init__(self, step: Step) -> None:
         self.seconds: dict[str, float] = {}
         self._step = step
-        self._start = time.perf_counter()
 
     @contextmanager
     def stage(self, name: str, text: str) -> Iterator[None]:
@@ -158,9 +157,6 @@ class _Stopwatch:
         with self._step(text):
             yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def total(self) -> dict[str, float]:
-        return {**self.seconds, "total": time.perf_counter() - self._start}
 
 
 def check_options(options: ExportOptions) -> None:

@@ -70,8 +70,8 @@ def command(
         num_heads,
         qk_scale,
         opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam),
+        opt.DecisionOptions(ada_head, ada_token_with_mlp),
     )
-    model_options = opt.with_adaptive(model_options, ada_head, ada_token_with_mlp)
     _check_outputs(csv, plot)
     out = Output(json, quiet)
     options = BenchOptions(

@@ -64,8 +64,8 @@ def command(
         raise OptionError("--dense and --masked: give one of them, or neither for the slim network")
     budgets = opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch)
     selection = opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam)
-    model_options = opt.model_options(budgets, img_size, num_heads, qk_scale, selection)
-    model_options = opt.with_adaptive(model_options, ada_head, ada_token_with_mlp)
+    decisions = opt.DecisionOptions(ada_head, ada_token_with_mlp)
+    model_options = opt.model_options(budgets, img_size, num_heads, qk_scale, selection, decisions)
 
     from slimc.adaptive import parse
     from slimc.export import ExportOptions, export

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,10 +76,18 @@ class BudgetOptions:
 class SelectionOptions:
     """The options of DynamicViT as they were typed."""
 
-    keep_rate: str | None = None
-    keep_ratios: str | None = None
-    pruning_loc: str | None = None
-    skip_lam: float | None = None
+    keep_rate: str | None
+    keep_ratios: str | None
+    pruning_loc: str | None
+    skip_lam: float | None
+
+
+@dataclass(frozen=True)
+class DecisionOptions:
+    """The options of AdaViT as they were typed."""
+
+    ada_head: str | None
+    ada_token_with_mlp: bool | None
 
 
 def model_options(
@@ -87,13 +95,14 @@ def model_options(
     img_size: tuple[int, int] | None,
     num_heads: int | None,
     qk_scale: float | None,
-    selection: SelectionOptions = SelectionOptions(),
+    selection: SelectionOptions,
+    decisions: DecisionOptions,
 ) -> ModelOptions:
     """What the options say about a checkpoint.
 
     Raises:
         BudgetError: a budget or keep rate is not a number in (0, 1].
-        OptionError: a pruning location is not a number.
+        OptionError: a pruning location is not a number, or ``--ada-head`` is none of its values.
     """
     from slimc.models.options import ModelOptions
 
@@ -113,6 +122,8 @@ def model_options(
         keep_ratios=_numbers(selection.keep_ratios, "--keep-ratios"),
         pruning_loc=_locations(selection.pruning_loc),
         skip_lam=selection.skip_lam,
+        ada_head=_head_effect(decisions.ada_head),
+        ada_token_with_mlp=decisions.ada_token_with_mlp,
     )
 
 
@@ -141,17 +152,11 @@ def _locations(text: str | None) -> tuple[int, ...] | None:
         raise OptionError(f"--pruning-loc: {text!r} are not blocks; expected numbers such as 3,6,9") from None
 
 
-def with_adaptive(options: ModelOptions, ada_head: str | None, ada_token_with_mlp: bool | None) -> ModelOptions:
-    """`options` with what was said about AdaViT's decisions.
-
-    Raises:
-        OptionError: ``--ada-head`` is none of its values.
-    """
+def _head_effect(text: str | None) -> HeadEffect | None:
     known: dict[str, HeadEffect] = {"plain": "plain", "v2": "v2", "attn": "attn"}
-    if ada_head is not None and ada_head not in known:
-        raise OptionError(f"--ada-head: {ada_head!r} is unknown; expected {', '.join(known)}")
-    effect = None if ada_head is None else known[ada_head]
-    return replace(options, ada_head=effect, ada_token_with_mlp=ada_token_with_mlp)
+    if text is not None and text not in known:
+        raise OptionError(f"--ada-head: {text!r} is unknown; expected {', '.join(known)}")
+    return None if text is None else known[text]
 
 
 def _number(text: str | None, option: str) -> float | None:
