@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from slimc.errors import OutputError
@@ -40,8 +42,8 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
     for target in targets:
         check_writable(target)
     try:
-        with tempfile.TemporaryDirectory(dir=targets[0].parent, prefix=".slimc-") as directory:
-            temporary = tuple(Path(directory) / target.name for target in targets)
+        with _directory_beside(targets[0]) as directory:
+            temporary = tuple(directory / target.name for target in targets)
             yield temporary
             for source in temporary:
                 if source.exists():
@@ -59,14 +61,45 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
 
 
 @contextmanager
+def _directory_beside(target: Path) -> Iterator[Path]:
+    """A new directory beside `target` that is gone afterwards, whenever an interrupt comes."""
+    with ExitStack() as cleanup:
+        with _uninterrupted():
+            directory = Path(tempfile.mkdtemp(dir=target.parent, prefix=".slimc-"))
+            cleanup.callback(_remove, directory)
+        yield directory
+
+
+def _remove(directory: Path) -> None:
+    try:
+        with _uninterrupted():
+            shutil.rmtree(directory, ignore_errors=True)
+    finally:  # an interrupt that came before it could be held back
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM while the body runs: the files it renames belong together."""
-    blocked = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    """Hold back SIGINT and SIGTERM while the body runs: the files it touches belong together.
+
+    The handlers are exchanged, for a blocked signal would reach them through any other thread of the process.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where no handler ever runs
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):
+            signal.signal(number, lambda number, _frame: held.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 def _sync(path: Path) -> None:

@@ -68,14 +68,18 @@ def test_an_error_of_the_operating_system_is_one_line(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_an_interrupt_while_renaming_waits_until_all_is_renamed(tmp_path):
-    """Before every rename the process interrupts itself."""
+@pytest.mark.parametrize("threads", [0, 1])
+def test_an_interrupt_while_renaming_waits_until_all_is_renamed(tmp_path, threads):
+    """Before every rename the process interrupts itself, alone or beside a thread that takes signals as well."""
     script = f"""
-import os, signal
+import os, signal, threading
 from pathlib import Path
 from slimc.files import replacing
 here, rename = Path({str(tmp_path)!r}), Path.replace
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+
+for _ in range({threads}):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
 
 def interrupted_rename(source, target):
     os.kill(os.getpid(), signal.SIGINT)
@@ -89,6 +93,33 @@ with replacing(here / "a", here / "b") as (one, two):
     outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "KeyboardInterrupt" in outcome.stderr
     assert snapshot(tmp_path) == {"a": b"new a", "b": b"new b"}
+
+
+@pytest.mark.parametrize("function", ["tempfile.mkdtemp", "shutil.rmtree"])
+@pytest.mark.parametrize("threads", [0, 1])
+def test_an_interrupt_while_the_temporary_directory_comes_or_goes_leaves_none(tmp_path, function, threads):
+    script = f"""
+import os, shutil, signal, tempfile, threading
+from pathlib import Path
+from slimc.files import replacing
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+for _ in range({threads}):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+original = {function}
+
+def interrupted(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    result = original(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGINT)
+    return result
+
+{function} = interrupted
+with replacing(Path({str(tmp_path)!r}, "a")) as (one,):
+    one.write_text("new")
+"""
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "KeyboardInterrupt" in outcome.stderr
+    assert set(snapshot(tmp_path)) <= {"a"}
 
 
 def test_a_directory_is_no_output(tmp_path):
