@@ -5,10 +5,9 @@
                                                                             -> output bias bo + sum over heads of Wo bv
     patch bias, prefix positions                                            -> into the position embeddings
 
-Exact. Both attention lines hold with masked rows among the keys, whose keys are then 0 and values are then 0: the form in
-which RemoveMaskedPositions can take them. They do not hold once ghosts stand in the softmax, so validation forbids biases
-there. A head with a gate adds its value bias only when it is on, so its attention keeps its biases. Biases in effect are
-those after the head's mask, so this pass refuses masked heads.
+Exact. Both attention lines hold with masked rows and ghosts among the keys, whose keys and values are zero then. A head
+with a gate adds its value bias only when it is on, so its attention keeps its biases. Biases in effect are those after the
+head's mask, so this pass refuses masked heads.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Remove heads that lost every channel, and branches that became constant.
 
     head with d_v = 0                          adds nothing: gone (with d_qk = 0 alone it still averages: kept)
-    attention without heads, or without keys   adds output_bias to every row: a Constant
+    attention without heads                    adds output_bias to every row: a Constant
+    attention without keys                     adds output_bias + sum over heads of Wo bv to every row: a Constant
     FFN without hidden units                   adds down.bias to every row: a Constant
     FFN that computes no row                   adds down(gelu(up.bias)) to every row: a Constant
     a Constant of zeros                        gone
 
 Exact. A block with gates stays as it is: what it adds depends on the image. Attention without keys has ghosts only
-(validation): zero values, so only the bias is left.
+(validation), whose value is the value bias.
 """
 
 from __future__ import annotations
@@ -35,8 +36,18 @@ class RemoveEmptyBranches:
 def _attention(attention: Attention) -> AttentionBranch:
     heads = tuple(head for head in attention.heads if head.value.weight.shape[0] > 0)
     if not heads or (attention.rows is not None and len(attention.rows) == 0):
-        return _constant(attention.output_bias, attention.norm.weight, attention.residual_scale)
+        return _constant(_output_of_ghosts(attention), attention.norm.weight, attention.residual_scale)
     return attention if len(heads) == len(attention.heads) else replace(attention, heads=heads)
+
+
+def _output_of_ghosts(attention: Attention) -> FloatArray | None:
+    """What attention gives where every value is the value bias."""
+    total = attention.output_bias
+    for head in attention.heads:
+        if head.value.bias is not None:
+            carried = head.output @ (head.value.bias if head.mask is None else head.value.bias * head.mask)
+            total = carried if total is None else total + carried
+    return total
 
 
 def _mlp(mlp: Mlp) -> MlpBranch:

@@ -1,7 +1,8 @@
 """Remove masked patch positions from attention and FFN: ghosts in the denominator.
 
-A masked token's normalised row is zero. With no bias on keys and values (FoldBiases), its key and its value are zero too:
-it adds e^0 = 1 to the denominator of every softmax and nothing to the numerator. So, with n masked tokens among N,
+A masked token's normalised row is zero, so that all n of them among N have the same key bk and the same value bv: one
+row that counts n times. Once FoldBiases has taken the biases away, its key and its value are zero: it adds e^0 = 1 to the
+denominator of every softmax and nothing to the numerator,
 
     (sum over all j of e^{s_ij} v_j) / (sum over all j of e^{s_ij})
         = (sum over kept j of e^{s_ij} v_j) / (sum over kept j of e^{s_ij} + n)
@@ -12,7 +13,7 @@ Result  rows = the kept positions, ghosts + n (attention only), no mask
 The stream keeps all its rows here; RemoveDeadTokens drops those that nobody reads. A masked token that is still read
 later keeps its row: its query is the query bias, and its FFN adds a constant vector.
 
-Refuses a mask that is not binary, and attention whose keys or values have a bias.
+Refuses a mask that is not binary.
 """
 
 from __future__ import annotations
@@ -38,8 +39,6 @@ class RemoveMaskedPositions:
 def _attention(attention: Attention) -> Attention:
     if attention.token_mask is None:
         return attention
-    if any(head.key.bias is not None or head.value.bias is not None for head in attention.heads):
-        raise PassError("RemoveMaskedPositions", "a key or value has a bias", "run FoldBiases first")
     rows, gone = _kept(attention.token_mask)
     return replace(attention, token_mask=None, rows=rows, ghosts=attention.ghosts + gone)
 

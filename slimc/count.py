@@ -6,13 +6,14 @@ the IR, so that they are known before anything is emitted; a test counts them ag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from slimc import ir
 from slimc.emit_absorbed import absorbed_macs, absorbed_params, absorbs
-from slimc.emit_projection import ghost_rows, head_groups, projects_once
+from slimc.emit_projection import ghost_rows, head_groups, projects_ghosts, projects_once
 from slimc.target import Target
 
 
@@ -144,7 +145,7 @@ def _attention_macs(attention: ir.Attention, entering: int, live: ir.IndexArray,
     keys = np.arange(entering) if attention.rows is None else attention.rows
     columns = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
     once = projects_once(attention, entering, live, target)
-    projected = columns if once else len(keys)
+    projected = columns if once or projects_ghosts(attention, len(keys), target) else len(keys)
     computed_queries = columns if once else int(np.isin(live, keys).sum())
     macs = 0
     for group in head_groups(attention):
@@ -210,10 +211,16 @@ def _projection_params(attention: ir.Attention, entering: int, live: ir.IndexArr
         return absorbed_params(attention) - sum(array.size for array in ir.arrays(heads))
     if attention.rows is not None and not np.isin(live, attention.rows).any():
         return -sum(head.query.weight.size + _size(head.query.bias) for head in heads)
-    biased = any(head.query.bias is not None for head in heads)
-    if biased and target.bias_in_product and projects_once(attention, entering, live, target):
-        return sum(len(head.key.weight) + len(head.value.weight) for head in heads)
-    return 0
+    queries, keys, values = ([getattr(h, kind) for h in heads] for kind in ("query", "key", "value"))
+    once = target.bias_in_product and projects_once(attention, entering, live, target)
+    products = [queries + keys + values] if once else [queries, keys + values]
+    return sum(_zero_biases(linears) for linears in products)
+
+
+def _zero_biases(linears: Sequence[ir.Linear]) -> int:
+    """Entries of the bias of one product of `linears` that stand for no bias."""
+    missing = sum(len(linear.weight) for linear in linears if linear.bias is None)
+    return missing if any(linear.bias is not None for linear in linears) else 0
 
 
 def _size(array: ir.FloatArray | None) -> int:

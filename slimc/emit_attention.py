@@ -1,7 +1,7 @@
 """Emission of the attention branch.
 
-Ghosts: n zero keys with zero values in a softmax are p >= 1 zero rows appended to keys and values whose scores get the bias
-log(n / p); p rounds the key count to what the target likes. With p = n there is no bias to add.
+Ghosts: n zero rows among the keys of a softmax are p >= 1 of them whose scores get the bias log(n / p); p rounds the key
+count to what the target likes. With p = n there is no bias to add.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from slimc import ir
 from slimc.emit_absorbed import absorbs, emit_absorbed
-from slimc.emit_projection import Operands, ghost_bias, ghost_rows, head_groups, project
+from slimc.emit_projection import Operands, bias_of, ghost_bias, ghost_rows, head_groups, project
 from slimc.emit_tokens import Kept
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.stream import Stream
@@ -124,7 +124,7 @@ def _mix(
     rows = operands.ghost_rows
     if attention.ghosts and not rows:
         rows = ghost_rows(dims(key)[-1], attention.ghosts, target)
-        key, value = _with_ghosts(graph, rows, key, value, name)
+        key, value = _with_ghosts(graph, rows, group, key, value, name)
     scores = graph.matmul(query, key, f"{name}.scores")
     if rows != attention.ghosts:
         scores = graph.add(scores, ghost_bias(graph, scores, attention.ghosts, rows), f"{name}.scores.ghosts")
@@ -181,10 +181,19 @@ def _masked(
     )
 
 
-def _with_ghosts(graph: GraphBuilder, rows: int, key: Value, value: Value, name: str) -> tuple[Value, Value]:
-    """Keys and values with zero rows appended."""
+def _with_ghosts(
+    graph: GraphBuilder, rows: int, group: tuple[ir.Head, ...], key: Value, value: Value, name: str
+) -> tuple[Value, Value]:
+    """Keys and values with `rows` rows appended that are what a zero row gives: the biases."""
+    pairs = []
+    for matrices, linears in ((key, [head.key for head in group]), (value, [head.value for head in group])):
+        masks = [1.0 if head.mask is None else head.mask for head in group]
+        one = np.stack([bias_of(linear) * mask for linear, mask in zip(linears, masks, strict=True)])
+        row = one[:, None, :] if len(group) > 1 else one
+        pairs.append(np.broadcast_to(row, (*dims(matrices)[: -row.ndim], *row.shape)).astype(np.float32))
+    keys, values = (np.repeat(row, rows, axis=-2) for row in pairs)
+    more_keys = graph.constant(keys.swapaxes(-1, -2), "ghosts")
+    more_values = graph.constant(values, "ghosts")
     axis = len(dims(key)) - 1
-    no_keys = graph.constant(np.zeros((*dims(key)[:-1], rows), np.float32), "zeros")
-    no_values = graph.constant(np.zeros((*dims(value)[:-2], rows, dims(value)[-1]), np.float32), "zeros")
-    key = graph.concat([key, no_keys], axis, f"{name}.k.ghosts")
-    return key, graph.concat([value, no_values], axis - 1, f"{name}.v.ghosts")
+    key = graph.concat([key, more_keys], axis, f"{name}.k.ghosts")
+    return key, graph.concat([value, more_values], axis - 1, f"{name}.v.ghosts")

@@ -2,7 +2,8 @@
 
 One product of all rows with the stacked weights of q, k and v is the fastest where every row asks and is asked. Where fewer
 rows ask, it computes queries that nobody reads: a target says how many multiply-accumulates that may cost, and beyond
-them queries have a product of their own.
+them queries have a product of their own. The keys and values of ghosts come out of the same product, as zero rows among
+its inputs, where that costs no more than a target allows.
 """
 
 from __future__ import annotations
@@ -78,12 +79,16 @@ def ghost_bias(graph: GraphBuilder, scores: Value, ghosts: int, rows: int) -> Va
     return graph.constant(bias, "ghosts")
 
 
+def projects_ghosts(attention: ir.Attention, keys: int, target: Target) -> bool:
+    """Whether the product that makes the keys and values of `keys` rows makes those of the ghosts too."""
+    channels = sum(head.key.weight.size + head.value.weight.size for head in attention.heads)
+    return ghost_rows(keys, attention.ghosts, target) * channels <= target.spare_query_macs
+
+
 def projects_once(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> bool:
     """Whether one product makes queries, keys and values, for a stream of `entering` rows of which `live` ask."""
     keys = np.arange(entering) if attention.rows is None else attention.rows
-    if not np.isin(live, keys).all() or any(
-        h.key.bias is not None or h.value.bias is not None for h in attention.heads
-    ):
+    if not np.isin(live, keys).all() or any(h.key.bias is not None for h in attention.heads):
         return False
     computed = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
     channels = sum(head.query.weight.size for head in attention.heads)
@@ -95,61 +100,62 @@ def project(
 ) -> list[Operands]:
     """Operands of every group, from the normalised stream of which the `live` rows ask."""
     keys = np.arange(normalised.rows) if attention.rows is None else attention.rows
+    once = projects_once(attention, normalised.rows, live, target)
+    together = once or projects_ghosts(attention, len(keys), target)
+    ghosts = ghost_rows(len(keys), attention.ghosts, target) if together else 0
+    asked = normalised.take(graph, keys, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
     rows = _Rows(normalised, keys, live)
-    if projects_once(attention, normalised.rows, live, target):
-        return _project_once(graph, attention, rows, name, target)
-    return _project(graph, attention, rows, name)
+    if once:
+        cut = _project_once(graph, attention, rows, asked, name, target)
+    else:
+        cut = _project_apart(graph, attention, rows, asked, name)
+    return [Operands(query, key, value, ghosts) for query, key, value in cut]
 
 
-def _project(graph: GraphBuilder, attention: ir.Attention, rows: _Rows, name: str) -> list[Operands]:
-    """Keys and values from one product; queries from the same where all biases are alike, else from their own."""
+def _parts(attention: ir.Attention) -> _Parts:
     groups = head_groups(attention)
-    parts = {
+    return {
         "q": [[head.query for head in group] for group in groups],
         "k": [[head.key for head in group] for group in groups],
         "v": [[head.value for head in group] for group in groups],
     }
-    key_rows = rows.normalised.take(graph, rows.keys, f"{name}.keys")
+
+
+def _project_apart(
+    graph: GraphBuilder, attention: ir.Attention, rows: _Rows, asked: Stream, name: str
+) -> list[tuple[Value, Value, Value]]:
+    """Keys and values from one product; queries from the same where all biases are alike, else from their own."""
+    parts = _parts(attention)
     biases = {linear.bias is not None for lists in parts.values() for group in lists for linear in group}
-    if np.array_equal(rows.live, rows.keys) and len(biases) == 1:
-        outputs = _fused(graph, parts, "qkv", key_rows, name)
-        queries = outputs["q"]
+    if np.array_equal(rows.live, rows.keys) and asked.rows == len(rows.keys) and len(biases) == 1:
+        outputs = _fused(graph, parts, "qkv", asked, name)
     else:
-        outputs = _fused(graph, {kind: parts[kind] for kind in "kv"}, "kv", key_rows, name)
-        queries = _queries(graph, parts["q"], rows, name)
-    cut = _cut(graph, {**outputs, "q": queries}, [len(group) for group in groups], rows.normalised.batch, name)
-    return [Operands(query, key, value) for query, key, value in cut]
+        outputs = _fused(graph, {kind: parts[kind] for kind in "kv"}, "kv", asked, name)
+        outputs["q"] = _queries(graph, parts["q"], rows, name)
+    return _cut(graph, outputs, [len(group) for group in parts["q"]], asked.batch, name)
 
 
 def _project_once(
-    graph: GraphBuilder, attention: ir.Attention, rows: _Rows, name: str, target: Target
-) -> list[Operands]:
-    """Everything from one product over all keys; queries are selected once they are cut into heads.
-
-    The ghosts' zero keys and values come out of the same product, as zero rows among its inputs.
-    """
-    groups = head_groups(attention)
-    ghosts = ghost_rows(len(rows.keys), attention.ghosts, target)
+    graph: GraphBuilder, attention: ir.Attention, rows: _Rows, asked: Stream, name: str, target: Target
+) -> list[tuple[Value, Value, Value]]:
+    """Everything from one product over all keys; queries are selected once they are cut into heads."""
     order = np.argsort(rows.keys)
     asking = order[np.searchsorted(rows.keys, rows.live, sorter=order)]
-    parts = {
-        "q": [[h.query if target.bias_in_product else ir.Linear(h.query.weight) for h in group] for group in groups],
-        "k": [[head.key for head in group] for group in groups],
-        "v": [[head.value for head in group] for group in groups],
-    }
-    inputs = rows.normalised.take(graph, rows.keys, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
-    if target.stacked_groups and len(groups) > 1:
-        cut = _cut_stacked(graph, parts, inputs, name)
+    parts = _parts(attention)
+    if not target.bias_in_product:
+        parts["q"] = [[ir.Linear(linear.weight) for linear in group] for group in parts["q"]]
+    if target.stacked_groups and len(parts["q"]) > 1:
+        cut = _cut_stacked(graph, parts, asked, name)
     else:
-        cut = _cut_apart(graph, parts, inputs, name)
+        cut = _cut_apart(graph, parts, asked, name)
     operands = []
-    for i, (group, (query, key, value)) in enumerate(zip(groups, cut, strict=True)):
+    for i, (group, (query, key, value)) in enumerate(zip(head_groups(attention), cut, strict=True)):
         query = graph.take(query, asking, len(dims(query)) - 2, f"{name}.q.{i}.asking")  # noqa: PLW2901
         if not target.bias_in_product and any(head.query.bias is not None for head in group):
             bias = np.stack([bias_of(head.query) for head in group])[:, None, :]
             bias = bias if len(group) > 1 else bias[0]
             query = graph.add(query, graph.parameter(f"{name}.q.{i}.bias", bias), f"{name}.q.{i}.biased")  # noqa: PLW2901
-        operands.append(Operands(query, key, value, ghosts))
+        operands.append((query, key, value))
     return operands
 
 

@@ -173,13 +173,14 @@ def _mix(head: Head, n: Float64, keys: IndexArray, seen: BoolArray, attention: A
     mask = 1.0 if head.mask is None else head.mask.astype(np.float64)
     q, k, v = (apply(linear, n) * mask for linear in (head.query, head.key, head.value))
     scores = np.where(seen, q @ k[:, keys].transpose(0, 2, 1) * attention.scale, -np.inf)
-    # A ghost is a zero key: its score is 0. Subtracting the largest score, ghosts included, keeps exp in range.
-    peak = np.maximum(scores.max(-1, keepdims=True, initial=-np.inf), 0.0 if ghosts else -np.inf)
-    weights = np.exp(scores - peak)
-    # Without ghosts the peak may lie so low that exp(-peak) overflows.
-    weights = weights / (weights.sum(-1, keepdims=True) + (ghosts * np.exp(-peak) if ghosts else 0.0))
-    mixed: Float64 = weights @ v[:, keys]
-    return mixed, v
+    nothing = np.zeros((1, 1, n.shape[2]))
+    ghost_key, ghost_value = (apply(linear, nothing) * mask for linear in (head.key, head.value))
+    ghost_scores = q @ ghost_key.transpose(0, 2, 1) * attention.scale if ghosts else np.full((*q.shape[:2], 1), -np.inf)
+    # Subtracting the largest score, ghosts included, keeps exp in range.
+    peak = np.maximum(scores.max(-1, keepdims=True, initial=-np.inf), ghost_scores)
+    weights, ghost_weight = np.exp(scores - peak), ghosts * np.exp(ghost_scores - peak)
+    mixed: Float64 = weights @ v[:, keys] + ghost_weight * ghost_value
+    return mixed / (weights.sum(-1, keepdims=True) + ghost_weight), v
 
 
 def feed_forward(mlp: Mlp, x: Float64, decided: Decisions | None = None) -> Float64:

@@ -63,7 +63,8 @@ class Attention:
 
     The heads read n = norm(x). `token_mask` [N] multiplies the rows of n. `rows` is what such a mask becomes once it is
     removed: the rows of the stream that attention sees. The others are no keys, and as queries they count as zero rows
-    of n (their query is the query bias). `ghosts` zero keys with zero values stay in every softmax.
+    of n (their query is the query bias). `ghosts` zero rows of n stay in every softmax as keys: their keys and values are
+    the biases, zero where there are none.
 
     `groups` are the sizes of consecutive runs of heads with equal widths, each computed as one batched attention; none
     means that the emitter may take the runs as it finds them.

@@ -40,7 +40,7 @@ def passes_for(target: Target) -> tuple[Pass, ...]:
         RemoveMaskedChannels(),
         RemoveMaskedHidden(),
         FoldScales(),
-        # Before positions: ghosts stand for keys and values of zero.
+        # After the masks, which the biases stand behind.
         FoldBiases(),
         RemoveMaskedPositions(),
         # After positions: a branch may have lost its last key. Before liveness: an empty attention reads no row.

@@ -110,8 +110,6 @@ def _attention(name: str, attention: ir.Attention, dim: int, rows: int) -> None:
         raise ValidationError(f"{name}.ghosts: {attention.ghosts} is negative")
     if attention.rows is not None and len(attention.rows) == 0 and attention.ghosts == 0 and attention.heads:
         raise ValidationError(f"{name}: a softmax over no key")
-    if attention.ghosts and any(h.key.bias is not None or h.value.bias is not None for h in attention.heads):
-        raise ValidationError(f"{name}: ghosts stand for zero keys and values, so no key or value may have a bias")
     if attention.groups is not None:
         _groups(name, attention)
 

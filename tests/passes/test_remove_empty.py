@@ -106,3 +106,11 @@ def test_scales_are_taken_along():
     constant = remove(replace(network, blocks=(scaled,))).blocks[0].attention
     assert isinstance(constant, ir.Constant)
     np.testing.assert_array_equal(constant.vector, 0.25 * np.asarray(attention.output_bias))
+
+
+def test_attention_to_ghosts_alone_is_the_value_bias_through_the_output():
+    network = FoldScales()(dense_network(SMALL, 0))
+    attention = replace(branches(network.blocks[0])[0], rows=np.array([], np.int64), ghosts=3)
+    ghostly = replace(network, blocks=(replace(network.blocks[0], attention=attention),))
+    assert isinstance(remove(ghostly).blocks[0].attention, ir.Constant)
+    assert_same_meaning(ghostly, remove(ghostly))

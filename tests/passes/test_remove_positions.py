@@ -76,8 +76,6 @@ def test_a_soft_mask_is_refused(branch):
         remove(replace(network, blocks=(replace(network.blocks[0], **{branch: masked}),)))
 
 
-def test_keys_or_values_with_a_bias_are_refused_with_the_way_out():
-    network = dense_network(SMALL, 0)
-    masked = replace(branches(network.blocks[0])[0], token_mask=np.array([1.0, 0.0, 0.0, 1.0, 1.0]))
-    with pytest.raises(PassError, match=r"a key or value has a bias \(run FoldBiases first\)"):
-        remove(replace(network, blocks=(replace(network.blocks[0], attention=masked),)))
+@given(masked_networks())
+def test_keys_and_values_may_have_biases(network):
+    assert_same_meaning(network, run(network, RemoveMaskedChannels(), remove, FoldBiases()))

@@ -33,21 +33,23 @@ def test_scores_far_below_zero_keep_their_softmax_unless_ghosts_take_it(ghosts):
     """All scores at -1000: without ghosts the weights are equal, beside ghosts they vanish."""
     x = np.random.default_rng(0).standard_normal((1, 5, 6))
     far = attention(1.0, ghosts)
+    far = replace(far, norm=ir.LayerNorm(np.zeros(6), np.ones(6), far.norm.eps))  # all normalised rows are ones
     heads = tuple(
         replace(head, query=ir.Linear(0 * head.query.weight, np.array([1.0, 0, 0])), key=ir.Linear(0 * head.key.weight))
         for head in far.heads
     )
-    low = tuple(replace(head, key=ir.Linear(head.key.weight, np.array([-1000.0, 0, 0]))) for head in heads)
+    low = tuple(replace(head, key=ir.Linear(np.diag([-1000.0, 0, 0, 0, 0, 0])[:3])) for head in heads)
     branch, flat = attend(replace(far, heads=low), x), attend(replace(far, heads=heads, ghosts=0), x)
     expected = np.broadcast_to(np.asarray(far.output_bias), flat.shape) if ghosts else flat
     np.testing.assert_allclose(branch, expected, rtol=0, atol=1e-12)
 
 
-def test_ghosts_are_zero_keys_with_zero_values():
-    """A row whose mask is zero, in a network without key and value biases, is one."""
+@pytest.mark.parametrize("biased", [False, True])
+def test_ghosts_are_rows_whose_mask_is_zero(biased):
+    whole = branches(dense_network(GEOMETRY, 0).blocks[0])[0] if biased else attention(0.7, 0)
     x = np.random.default_rng(0).standard_normal((2, 5, 6))
-    masked = replace(attention(0.7, 0), token_mask=np.array([1.0, 1, 0, 1, 0]))
-    rows = replace(attention(0.7, 2), rows=np.array([0, 1, 3]))
+    masked = replace(whole, token_mask=np.array([1.0, 1, 0, 1, 0]))
+    rows = replace(whole, rows=np.array([0, 1, 3]), ghosts=2)
     np.testing.assert_allclose(attend(rows, x), attend(masked, x), rtol=0, atol=1e-12)
 
 

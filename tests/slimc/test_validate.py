@@ -82,7 +82,6 @@ BROKEN: dict[str, tuple[Callable[[], ir.Model], str]] = {
         "a masked head needs d_qk = d_v, not 3 and 2",
     ),
     "ghosts negative": (lambda: attention(ghosts=-1), r"blocks.1.attn.ghosts: -1 is negative"),
-    "ghosts beside biases": (lambda: attention(ghosts=1), "no key or value may have a bias"),
     "no key at all": (lambda: attention(rows=indices()), "a softmax over no key"),
     "groups that do not add up": (lambda: attention(groups=(1,)), r"groups: \(1,\) do not add up to 2 heads"),
     "an empty group": (lambda: attention(groups=(2, 0)), "do not add up to 2 heads"),
@@ -119,4 +118,4 @@ def test_a_contradiction_is_found_and_named(kind):
 
 
 def test_ghosts_alone_make_a_softmax():
-    validate(attention(heads=unbiased(), rows=indices(), ghosts=5))
+    validate(attention(rows=indices(), ghosts=5))
