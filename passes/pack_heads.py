@@ -4,21 +4,25 @@ Heads in any order give the same sum, and a channel of zeros in q, k, v and the 
 
     (q, 0) (k, 0)^T = q k^T,    softmax(.) (v, 0) (Wo, 0)^T = softmax(.) v Wo^T
 
-so heads may be sorted by width and padded to their group's, and heads of zeros may join where a target computes no
-attention of fewer than `min_heads`. One group for all wastes arithmetic on padding; one group a
-head drowns it in small operations. The partition of the sorted heads that costs least is found by dynamic programming,
+so heads may be sorted by width and padded to their group's, in q and k and in v, and heads of zeros may join where a target
+computes no attention of fewer than `min_heads`. One group for all wastes arithmetic on padding; one group a head drowns it
+in small operations. The partition of the sorted heads that costs least is found by dynamic programming,
 
-    best(j) = min over i < j of  best(i) + group_macs + (j - i) * width(j) * (multiply-accumulates a channel)
+    best(j) = min over i < j of  best(i) + cost of a group of j - i heads, all of width(j)
 
-with width(j) the widest head of the group, rounded as the target asks. Exact; deterministic (ties take fewer groups).
+with width(j) the widest head of the group, rounded as the target asks, and costs as in `slimc.costs`. Exact; deterministic
+(ties take fewer groups).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from slimc.costs import Work
 from slimc.ir import Attention, FloatArray, Head, Linear, Model, block_rows, map_arrays
 from slimc.passes.rewrite import with_blocks
 from slimc.target import Target
@@ -26,9 +30,10 @@ from slimc.target import Target
 
 @dataclass(frozen=True)
 class PackHeads:
-    """Sort, group and pad the heads of every attention for `target`."""
+    """Sort, group and pad the heads of every attention for `target`, which will run on `batch_size` images at a time."""
 
     target: Target
+    batch_size: int = 1
 
     def __call__(self, model: Model) -> Model:
         """`model` with grouped heads; the same object where every attention has groups already."""
@@ -37,27 +42,21 @@ class PackHeads:
             attention = block.attention
             if isinstance(attention, Attention) and attention.groups is None:
                 keys = rows.entering if attention.rows is None else len(attention.rows)
-                macs = macs_per_channel(model.dim, rows.leaving, keys)
-                block = replace(block, attention=_pack(attention, self.target, macs))  # noqa: PLW2901
+                work = Work(model.dim, rows.leaving, keys, self.batch_size)
+                block = replace(block, attention=_pack(attention, self.target, work))  # noqa: PLW2901
             blocks.append(block)
         return with_blocks(model, tuple(blocks))
 
 
-def macs_per_channel(dim: int, queries: int, keys: int) -> int:
-    """Multiply-accumulates that one channel of one head costs: its rows of q, k, v and output, scores and mixing."""
-    return 2 * dim * (queries + keys) + 2 * queries * keys
-
-
-def _pack(attention: Attention, target: Target, channel_macs: int) -> Attention:
+def _pack(attention: Attention, target: Target, work: Work) -> Attention:
     heads = sorted(attention.heads, key=_width, reverse=True)
     if heads:
         nothing = map_arrays(heads[-1], np.zeros_like)
         heads += [nothing] * (target.min_heads - len(heads))
-    sizes = partition([_width(head) for head in heads], target, channel_macs)
+    sizes = partition([_width(head) for head in heads], target, work)
     packed: list[Head] = []
     for size in sizes:
-        group = heads[len(packed) : len(packed) + size]
-        packed.extend(_pad(head, rounded(_width(group[0]), target)) for head in group)
+        packed.extend(_padded(heads[len(packed) : len(packed) + size], target))
     return replace(attention, heads=tuple(packed), groups=sizes)
 
 
@@ -65,7 +64,7 @@ def _width(head: Head) -> int:
     return int(max(head.query.weight.shape[0], head.value.weight.shape[0]))
 
 
-def partition(widths: list[int], target: Target, channel_macs: int) -> tuple[int, ...]:
+def partition(widths: Sequence[int], target: Target, work: Work) -> tuple[int, ...]:
     """Sizes of the cheapest runs of `widths`, which fall."""
     count = len(widths)
     best: list[tuple[float, int, tuple[int, ...]]] = [(0.0, 0, ())]
@@ -77,9 +76,9 @@ def partition(widths: list[int], target: Target, channel_macs: int) -> tuple[int
             if unreachable or not min(target.min_heads, count) <= size <= (target.max_heads or count):
                 continue
             cost, groups, sizes = best[start]
-            work = size * rounded(widths[start], target) * channel_macs
-            choices.append((cost + target.group_macs + work, groups + 1, (*sizes, size)))
-        best.append(min(choices) if choices else (float("inf"), 0, ()))
+            added = target.costs.group(size, rounded(widths[start], target), work)
+            choices.append((cost + added, groups + 1, (*sizes, size)))
+        best.append(min(choices) if choices else (math.inf, 0, ()))
     return best[count][2]
 
 
@@ -88,9 +87,17 @@ def rounded(width: int, target: Target) -> int:
     return max(target.min_width, -(-width // target.width_multiple) * target.width_multiple)
 
 
-def _pad(head: Head, width: int) -> Head:
-    query, key, value = (_pad_rows(linear, width) for linear in (head.query, head.key, head.value))
-    missing = width - head.output.shape[1]
+def _padded(group: list[Head], target: Target) -> list[Head]:
+    """`group` with one width for queries and keys and one for values; a target that stacks them wants them alike."""
+    asked, mixed = (rounded(max(len(getattr(h, part).weight) for h in group), target) for part in ("query", "value"))
+    if target.stacked_groups:
+        asked = mixed = max(asked, mixed)
+    return [_pad(head, asked, mixed) for head in group]
+
+
+def _pad(head: Head, asked: int, mixed: int) -> Head:
+    query, key, value = _pad_rows(head.query, asked), _pad_rows(head.key, asked), _pad_rows(head.value, mixed)
+    missing = mixed - head.output.shape[1]
     output = head.output if missing == 0 else np.pad(head.output, ((0, 0), (0, missing)))
     return replace(head, query=query, key=key, value=value, output=output)
 

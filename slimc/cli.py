@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from slimc import __version__
-from slimc.commands import bench, build_engine, demo, doctor, export, inspect, verify
+from slimc.commands import bench, build_engine, demo, doctor, export, inspect, tune, verify
 from slimc.errors import InternalError, SlimcError
 
 # What typer raises for bad usage; it does not export the class.
@@ -36,6 +36,7 @@ app.command("inspect", help=inspect.HELP, epilog=inspect.EXAMPLE)(inspect.comman
 app.command("build-engine", help=build_engine.HELP, epilog=build_engine.EXAMPLE)(build_engine.command)
 app.command("verify", help=verify.HELP, epilog=verify.EXAMPLE)(verify.command)
 app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.command)
+app.command("tune", help=tune.HELP, epilog=tune.EXAMPLE)(tune.command)
 app.command("doctor", help=doctor.HELP, epilog=doctor.EXAMPLE)(doctor.command)
 app.command("demo", help=demo.HELP, epilog=demo.EXAMPLE)(demo.command)
 

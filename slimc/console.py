@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,19 @@ class Output:
             return
         with console.status(text):
             yield
+
+    @contextmanager
+    def progress(self, text: str) -> Iterator[Callable[[float], None]]:
+        """A bar with `text` that the body moves by telling which share is done: on stderr, and only on a terminal."""
+        console = _console(stderr=True)
+        if self.json or self.quiet or not console.is_terminal:
+            yield lambda _: None
+            return
+        from rich.progress import Progress
+
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task(text, total=1.0)
+            yield lambda share: bar.update(task, completed=share)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, figures: bool = True

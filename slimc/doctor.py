@@ -55,7 +55,7 @@ def examine() -> list[Finding]:
     """Everything slimc can use, in the order of its work."""
     return [
         Finding("Python", platform.python_version(), "everything"),
-        Finding("CPU", _cpu(), "run and time models"),
+        Finding("CPU", processor(), "run and time models"),
         *(_package(package) for package in _PACKAGES),
         _execution_providers(),
         _tensorrt(),
@@ -87,7 +87,8 @@ def _version(names: Sequence[str]) -> str | None:
     return next((distribution.version for distribution in found.values() if distribution is not None), None)
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The CPU of this machine, with the instruction sets that decide its speed."""
     model, flags = platform.processor() or platform.machine(), set[str]()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as oir
 
 from benchmarks.checkpoints import write_checkpoint
+from slimc.costs import CountedCosts
 from slimc.export import ExportOptions, compile_checkpoint, emit_onnx, export
 from slimc.models.options import ModelOptions, Variant
 from slimc.precision import to_half
@@ -65,7 +66,7 @@ def full_size(size: str, variant: Variant, directory: Path, *, many_groups: bool
         write_checkpoint(size, checkpoint, 0.7)
     target = find_target("sm89")
     if many_groups:
-        target = replace(target, group_macs=0.0)
+        target = replace(target, costs=CountedCosts(0.0))
     options = ExportOptions(variant=variant, target=target)
     compiled, _ = compile_checkpoint(checkpoint, ModelOptions(), options)
     path = directory / f"{size}-{variant}-{many_groups}.onnx"

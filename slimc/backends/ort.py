@@ -66,13 +66,14 @@ def is_installed() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None) -> OrtSession:
+def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, spinning: bool = True) -> OrtSession:
     """Load the ONNX model at `path`.
 
     Args:
         path: the model; external data lie beside it.
         provider: what runs it.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
+        spinning: whether threads that wait for work keep their core busy.
 
     Raises:
         MissingError: onnxruntime or the provider is not on this machine.
@@ -85,6 +86,8 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None) 
     options.log_severity_level = 4  # what matters is raised
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = [(_PROVIDERS[name], _OPTIONS.get(name, {})) for name in _chain(provider)]
     try:
         session = _session(onnxruntime, path, options, providers)

@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from slimc import ir
-from slimc.passes.pack_heads import PackHeads, macs_per_channel, partition, rounded
+from slimc.costs import CountedCosts, Kernel, MeasuredCosts, Work
+from slimc.passes.pack_heads import PackHeads, partition, rounded
 from slimc.pipeline import passes_for
 from slimc.target import TARGETS, Target, find_target
 from tests.networks import Geometry, assert_same_interface, assert_same_meaning, dense_network, masked_networks, run
@@ -33,10 +34,19 @@ def partitions(count: int) -> Iterator[tuple[int, ...]]:
         yield tuple(np.diff([0, *ends]).tolist())
 
 
-def cost(sizes: tuple[int, ...], widths: list[int], target: Target, channel_macs: int) -> float:
+def cost(sizes: tuple[int, ...], widths: list[int], target: Target, work: Work) -> float:
     starts = np.cumsum([0, *sizes[:-1]])
-    work = sum(size * rounded(widths[start], target) for size, start in zip(sizes, starts, strict=True))
-    return len(sizes) * target.group_macs + work * channel_macs
+    pairs = zip(sizes, starts, strict=True)
+    return sum(target.costs.group(size, rounded(widths[start], target), work) for size, start in pairs)
+
+
+numbers = st.integers(0, 50).map(float)
+kernels = st.builds(Kernel, launch=numbers, score=numbers, channel=numbers)
+measured = st.builds(MeasuredCosts, threads=st.integers(1, 3), projection=numbers, alone=kernels, together=kernels)
+counted = st.builds(CountedCosts, group_macs=st.integers(0, 4000).map(float))
+works = st.builds(
+    Work, dim=st.integers(1, 8), queries=st.integers(1, 9), keys=st.integers(1, 9), batch=st.integers(1, 3)
+)
 
 
 @given(
@@ -48,25 +58,26 @@ def cost(sizes: tuple[int, ...], widths: list[int], target: Target, channel_macs
         min_width=st.sampled_from((1, 16)),
         min_heads=st.integers(1, 3),
         max_heads=st.none() | st.integers(1, 8),
-        group_macs=st.integers(0, 4000).map(float),
+        costs=counted | measured,
     ),
-    channel_macs=st.integers(1, 200),
+    work=works,
 )
-def test_the_partition_is_the_cheapest_of_all_and_takes_the_fewest_groups_of_these(widths, target, channel_macs):
+def test_the_partition_is_the_cheapest_of_all_and_takes_the_fewest_groups_of_these(widths, target, work):
     least = min(target.min_heads, len(widths))
     most = target.max_heads or len(widths)
     allowed = [sizes for sizes in partitions(len(widths)) if min(sizes) >= least and max(sizes) <= most]
     assume(allowed)
-    best = min((cost(sizes, widths, target, channel_macs), len(sizes)) for sizes in allowed)
-    found = partition(widths, target, channel_macs)
+    best = min((cost(sizes, widths, target, work), len(sizes)) for sizes in allowed)
+    found = partition(widths, target, work)
     assert sum(found) == len(widths)
-    assert (cost(found, widths, target, channel_macs), len(found)) == best
+    assert cost(found, widths, target, work) == pytest.approx(best[0])
+    assert len(found) == best[1]
 
 
 def test_padding_is_weighed_against_groups():
-    target = Target("any", group_macs=1000)
-    assert partition([10, 10, 2, 2], target, 1) == (4,)
-    assert partition([10, 10, 2, 2], target, 100) == (2, 2)
+    target = Target("any", costs=CountedCosts(1000))
+    assert partition([10, 10, 2, 2], target, Work(1, 1, 1)) == (4,)
+    assert partition([10, 10, 2, 2], target, Work(20, 2, 2)) == (2, 2)
 
 
 @given(masked_networks(), targets)
@@ -77,9 +88,9 @@ def test_groups_are_as_wide_as_their_widest_head_and_no_wider(network, target):
         assert now.groups is not None
         starts = np.cumsum([0, *now.groups[:-1]])
         for size, start in zip(now.groups, starts, strict=True):
-            expected = {rounded(widths[start], target)}
-            assert {len(head.query.weight) for head in now.heads[start : start + size]} == expected
-            assert {len(head.value.weight) for head in now.heads[start : start + size]} == expected
+            group = now.heads[start : start + size]
+            assert {len(head.value.weight) for head in group} == {rounded(widths[start], target)}
+            assert len({len(head.query.weight) for head in group}) == 1
 
 
 @given(masked_networks(), st.sampled_from([name for name in TARGETS if name.startswith("sm")]).map(find_target))
@@ -103,7 +114,8 @@ def test_the_interface_is_untouched_and_a_second_run_does_nothing(network, targe
     assert PackHeads(target)(slim) is slim
 
 
-def test_a_head_whose_query_is_narrower_than_its_value_is_padded_to_the_wider():
+@pytest.mark.parametrize(("name", "asked", "mixed"), [("generic", [1, 2], [4, 4]), ("sm89", [16, 16], [16, 16])])
+def test_queries_and_values_are_padded_apart_unless_the_target_stacks_them(name, asked, mixed):
     geometry = Geometry(1, 2, 4, 6, 4, (2, 2), (2, 2), 1, 3, qkv_bias=True, pre_logits=False, residual_scale=1.0)
     network = dense_network(geometry, 0)
     attention = network.blocks[0].attention
@@ -113,16 +125,11 @@ def test_a_head_whose_query_is_narrower_than_its_value_is_padded_to_the_wider():
         for i, head in enumerate(attention.heads)
     )
     network = replace(network, blocks=(replace(network.blocks[0], attention=replace(attention, heads=narrow)),))
-    slim = PackHeads(find_target("generic"))(network)
-    assert [len(head.query.weight) for head in attentions(slim)[0].heads] == [4, 4]
+    slim = PackHeads(find_target(name))(network)
+    assert sorted(len(head.query.weight) for head in attentions(slim)[0].heads) == asked
+    assert [len(head.value.weight) for head in attentions(slim)[0].heads] == mixed
     assert_same_meaning(network, slim)
 
 
 def _first(linear: ir.Linear, count: int) -> ir.Linear:
     return ir.Linear(linear.weight[:count], None if linear.bias is None else linear.bias[:count])
-
-
-@pytest.mark.parametrize(("dim", "queries", "keys"), [(384, 197, 197), (384, 1, 120)])
-def test_the_cost_of_a_channel_is_its_share_of_every_product(dim, queries, keys):
-    projections = queries * dim + keys * dim + keys * dim + queries * dim
-    assert macs_per_channel(dim, queries, keys) == projections + queries * keys + queries * keys

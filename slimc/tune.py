@@ -1,0 +1,214 @@
+"""Measuring what heads and groups of heads cost on this machine.
+
+Attentions of several widths, row counts and groupings are emitted as they are for ``--target cpu``, four in a row behind a
+small embedding, and timed in turns. The time of one is taken to be
+
+    a + b * rows * dim + the sum over its groups of MeasuredCosts.group
+
+which is linear in the numbers of `MeasuredCosts`; they are what fits best, by least squares of the relative error and none
+below zero. Worker threads sleep while they wait (no spinning): many sessions share the process, and those that spin would
+take each other's cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as oir
+
+from slimc import ir
+from slimc.backends import openvino, ort
+from slimc.backends.base import Session, Timer, image_input
+from slimc.costs import Kernel, MeasuredCosts, Work
+from slimc.doctor import processor
+from slimc.emit import emit
+from slimc.target import Target
+from slimc.tuning import Tuning
+
+Backend = Literal["onnxruntime", "openvino"]
+Float64 = npt.NDArray[np.float64]
+
+_BLOCKS = 4
+_ROUNDS = 9
+_RUNS = 3  # of a model in a row; the fastest counts
+_DIMS = (192, 384, 768)
+_SIDES = (12, 14)
+_SECTIONS = 12  # for every width and number of rows
+
+
+@dataclass(frozen=True)
+class Section:
+    """An attention to be timed: `side` * `side` patches and cls, `groups` of (heads, width)."""
+
+    dim: int
+    side: int
+    groups: tuple[tuple[int, int], ...]
+
+    @property
+    def work(self) -> Work:
+        """What its heads are to do."""
+        rows = self.side**2 + 1
+        return Work(self.dim, rows, rows)
+
+
+def sections() -> tuple[Section, ...]:
+    """The attentions that are timed: of every width and number of rows some with all heads alone, most in groups."""
+    generator = np.random.default_rng(0)
+    found = []
+    for dim in _DIMS:
+        for side in _SIDES:
+            for i in range(_SECTIONS):
+                heads = int(generator.choice([3, 6]))
+                widths = sorted((int(width) for width in generator.integers(12, 65, heads)), reverse=True)
+                sizes = [1] * heads if i % 4 == 0 else _cut(generator, heads)
+                starts = np.cumsum([0, *sizes[:-1]])
+                found.append(Section(dim, side, tuple((n, widths[at]) for n, at in zip(sizes, starts, strict=True))))
+    return tuple(found)
+
+
+def _cut(generator: np.random.Generator, heads: int) -> list[int]:
+    """A random cut of `heads` into runs."""
+    sizes: list[int] = []
+    while sum(sizes) < heads:
+        sizes.append(int(generator.integers(1, heads - sum(sizes) + 1)))
+    return sizes
+
+
+def network(section: Section) -> ir.Model:
+    """A network of attentions like `section` only."""
+    generator = np.random.default_rng(0)
+
+    def normal(*shape: int) -> ir.FloatArray:
+        return np.asarray(generator.standard_normal(shape, np.float32) / np.float32(shape[-1] ** 0.5))
+
+    def head(width: int) -> ir.Head:
+        query, key, value = (ir.Linear(normal(width, section.dim)) for _ in range(3))
+        return ir.Head(query, key, value, normal(section.dim, width))
+
+    norm = ir.LayerNorm(np.ones(section.dim, np.float32), np.zeros(section.dim, np.float32), 1e-6)
+    heads = tuple(head(width) for size, width in section.groups for _ in range(size))
+    attention = ir.Attention(norm, heads, None, 1.0, groups=tuple(size for size, _ in section.groups))
+    patches = ir.PatchEmbed(normal(section.dim, 3, 2, 2), None)
+    return ir.Model(
+        image=(2 * section.side, 2 * section.side),
+        embedding=ir.Embedding(patches, normal(1, section.dim), None, normal(section.side**2, section.dim)),
+        blocks=tuple(ir.Block(f"blocks.{i}", attention, None) for i in range(_BLOCKS)),
+        classifier=ir.Classifier(norm, (0,), (ir.Linear(normal(10, section.dim)),)),
+    )
+
+
+def tune(backend: Backend, threads: int, advance: Callable[[float], None] = lambda _: None) -> Tuning:
+    """Measure the costs on this machine for `threads` threads; `advance` is told which share of the work is done.
+
+    Raises:
+        MissingError: the back end is not installed.
+    """
+    chosen, operator = sections(), backend == "onnxruntime"
+    target = Target("cpu", residual_in_product=True, attention_operator=operator)
+    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
+        sessions = []
+        for i, section in enumerate(chosen):
+            path = Path(directory) / f"{i}.onnx"
+            oir.save(emit(network(section), target), path)
+            sessions.append(_open(path, backend, threads))
+            advance(0.3 * (i + 1) / len(chosen))
+        times = _time(sessions, lambda share: advance(0.3 + 0.7 * share)) / _BLOCKS
+    costs, error = fit(chosen, 1e6 * times, threads)
+    return Tuning(costs, operator, sessions[0].backend, processor(), len(chosen), error)
+
+
+def _open(path: Path, backend: Backend, threads: int) -> Session:
+    if backend == "openvino":
+        return openvino.load(path, threads=threads)
+    return ort.load(path, threads=threads, spinning=False)
+
+
+def _time(sessions: Sequence[Session], advance: Callable[[float], None]) -> Float64:
+    """Median seconds of one run of each session, in turns."""
+    timers = [_timer(session) for session in sessions]
+    rounds = []
+    for i in range(_ROUNDS):
+        rounds.append([min(timer().latency for _ in range(_RUNS)) for timer in timers])
+        advance((i + 1) / _ROUNDS)
+    return np.asarray(np.median(rounds, axis=0))
+
+
+def _timer(session: Session) -> Timer:
+    spec = image_input(session, "a model to be timed")
+    return session.timer({spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32)})
+
+
+def fit(chosen: Sequence[Section], microseconds: Float64, threads: int) -> tuple[MeasuredCosts, float]:
+    """The costs that explain the times of sections, and the root mean square of the relative error that is left."""
+    units = _units(threads)
+    rows = [[1.0, section.dim * section.work.queries, *(_cost(unit, section) for unit in units)] for section in chosen]
+    design = np.array(rows) / microseconds[:, None]
+    numbers = nonnegative_least_squares(design, np.ones(len(chosen)))
+    error = float(np.sqrt(np.mean((design @ numbers - 1.0) ** 2)))
+    return _with_numbers(threads, numbers[2:]), error
+
+
+def _cost(costs: MeasuredCosts, section: Section) -> float:
+    return sum(costs.group(heads, width, section.work) for heads, width in section.groups)
+
+
+def _units(threads: int) -> list[MeasuredCosts]:
+    """Costs of which one number is 1 and all others are 0, for every number there is."""
+    return [_with_numbers(threads, row) for row in np.eye(7)]
+
+
+def _with_numbers(threads: int, numbers: Float64) -> MeasuredCosts:
+    projection, *kernels = (float(number) for number in numbers)
+    return MeasuredCosts(threads, projection, Kernel(*kernels[:3]), Kernel(*kernels[3:]))
+
+
+def nonnegative_least_squares(design: Float64, wanted: Float64) -> Float64:
+    """The x >= 0 that makes |design x - wanted| least: Lawson and Hanson's active-set method (1974, chapter 23)."""
+    scale = np.abs(design).max(axis=0)
+    scale[scale == 0] = 1.0
+    a, x = design / scale, np.zeros(design.shape[1])
+    active = np.zeros(len(x), bool)
+    tolerance = 1e-10 * len(wanted)
+    for _ in range(3 * len(x)):
+        gradient = np.where(active, -np.inf, a.T @ (wanted - a @ x))
+        if gradient.max() <= tolerance:
+            break
+        active[gradient.argmax()] = True
+        while True:
+            best = np.zeros_like(x)
+            best[active] = np.linalg.lstsq(a[:, active], wanted, rcond=None)[0]
+            low = active & (best <= 0)
+            if not low.any():
+                x = best
+                break
+            step = np.min(x[low] / (x[low] - best[low]))
+            x = x + step * (best - x)
+            active &= x > 1e-15
+    return np.asarray(x / scale)
+
+
+def describe(costs: MeasuredCosts) -> list[tuple[str, str]]:
+    """What the costs say, in words and figures for people."""
+    work = Work(384, 197, 197)
+    alone = 6 * costs.group(1, 48, work)
+    together = costs.group(6, 48, work)
+    return [
+        ("projections", f"{costs.projection:.2f} ps a multiply-accumulate"),
+        ("a head alone, 197 rows, 48 wide", f"{costs.alone.microseconds(1, 197**2, 48):.0f} us"),
+        ("six heads together", f"{costs.together.microseconds(-(-6 // costs.threads), 197**2, 48):.0f} us"),
+        ("padding a head of DeiT-S by 8 channels", f"{_padding(costs, work):.0f} us"),
+        ("DeiT-S, six heads of 48, one by one", f"{alone:.0f} us"),
+        ("DeiT-S, six heads of 48, in one group", f"{together:.0f} us"),
+    ]
+
+
+def _padding(costs: MeasuredCosts, work: Work) -> float:
+    kernels = dataclasses.replace(costs, alone=Kernel(0, 0, 0))
+    return kernels.group(1, 56, work) - kernels.group(1, 48, work)
