@@ -30,6 +30,7 @@ class BenchOptions:
     threads: int | None = None
     batch_sizes: tuple[int, ...] = ()
     target: str | None = None
+    tuning: Path | None = None
     precision: Precision = "fp32"
     model_options: ModelOptions = field(default_factory=ModelOptions)
     ema: bool | None = None
@@ -102,7 +103,8 @@ def _compiled(
     from slimc.target import find_target
 
     builds = backend in _ENGINE_BACKENDS
-    target = find_target(options.target or ("sm80" if builds or "cuda" in backend else "cpu"))
+    name = options.target or ("sm80" if builds or "cuda" in backend else "cpu")
+    target = find_target(name, threads=options.threads, tuning=options.tuning)
     export = ExportOptions(
         variant=variant,  # type: ignore[arg-type]
         batch_size=batch_size,

@@ -209,9 +209,9 @@ def _projection_params(attention: ir.Attention, entering: int, live: ir.IndexArr
     heads = attention.heads
     if absorbs(attention, entering, live, target):
         return absorbed_params(attention) - sum(array.size for array in ir.arrays(heads))
-    if attention.rows is not None and not np.isin(live, attention.rows).any():
-        return -sum(head.query.weight.size + _size(head.query.bias) for head in heads)
     queries, keys, values = ([getattr(h, kind) for h in heads] for kind in ("query", "key", "value"))
+    if attention.rows is not None and not np.isin(live, attention.rows).any():
+        return _zero_biases(keys + values) - sum(array.size for array in ir.arrays(tuple(queries)))
     once = target.bias_in_product and projects_once(attention, entering, live, target)
     products = [queries + keys + values] if once else [queries, keys + values]
     return sum(_zero_biases(linears) for linears in products)

@@ -25,16 +25,20 @@ from slimc.target import Target
 # most runtimes read (ONNX Runtime >= 1.12, TensorRT >= 8.6, OpenVINO >= 2022.3).
 DEFAULT_OPSET = 17
 OPSETS = range(17, 24)
+# The Attention operator came with opset 23 (ONNX Runtime >= 1.23).
+ATTENTION_OPSET = 23
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 
 def emit(
-    model: ir.Model, target: Target, *, batch_size: int = 1, opset: int = DEFAULT_OPSET, conditional: bool = False
+    model: ir.Model, target: Target, *, batch_size: int = 1, opset: int | None = None, conditional: bool = False
 ) -> oir.Model:
     """The ONNX model of `model`: ``images`` [batch_size, 3, height, width] to ``logits`` [batch_size, classes], float32.
 
-    With `conditional`, which needs batch 1, a branch that its gate switches off is not computed.
+    With `conditional`, which needs batch 1, a branch that its gate switches off is not computed. By default the opset is the
+    oldest that has the operators of `target`.
     """
+    opset = default_opset(target) if opset is None else opset
     graph = GraphBuilder(opset)
     images = graph.input("images", (batch_size, 3, *model.image))
     stream = _embed(graph, model, images)
@@ -48,6 +52,11 @@ def emit(
             stream = emit_adaptive_block(graph, block, stream, model.prefix, target, conditional=conditional)
     logits = _classify(graph, model, stream, kept)
     return oir.Model(graph.build([logits], "slimc"), ir_version=_IR_VERSIONS[opset], producer_name="slimc")
+
+
+def default_opset(target: Target) -> int:
+    """The oldest opset that has the operators of `target`."""
+    return ATTENTION_OPSET if target.attention_operator else DEFAULT_OPSET
 
 
 def _embed(graph: GraphBuilder, model: ir.Model, images: Value) -> Stream:
@@ -75,8 +84,12 @@ def _patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
             images = emit_soft_split(graph, stage, images, i)
         else:
             images = emit_convolution(graph, stage, images, i)
-    embed = _all_patches if embedding.patch.patches is None else _some_patches
-    patches = embed(graph, model, images)
+    chosen, count = embedding.patch.patches, model.grid[0] * model.grid[1]
+    if chosen is None or len(chosen) == count:
+        patches = _all_patches(graph, model, images)
+        patches = patches if chosen is None else graph.take(patches, chosen, 1, "patch_embed.ordered")
+    else:
+        patches = _some_patches(graph, model, images)
     if embedding.patch_position is None:
         return patches
     position = graph.parameter("pos_embed.patches", embedding.patch_position)
@@ -114,26 +127,26 @@ def _some_patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
 
 
 def _block(graph: GraphBuilder, block: ir.Block, stream: Stream, target: Target, kept: Kept | None) -> Stream:
-    entering, name = stream, block.name
+    name = block.name
     if kept is not None and block.live is not None:
         raise InternalError(f"{name}: rows are cut after a selection that hides some")
     live = np.arange(stream.rows) if block.live is None else block.live
-    stream = entering.take(graph, live, f"{name}.live")
     if isinstance(block.attention, ir.Attention):
-        branch = emit_attention(graph, block.attention, entering, live, name, target, kept)
-        stream = stream.replace(graph.add(stream.matrix, branch, f"{name}.attn.residual"))
-    elif isinstance(block.attention, ir.Constant):
+        stream = emit_attention(graph, block.attention, stream, live, name, target, kept)
+    else:
+        stream = stream.take(graph, live, f"{name}.live")
+    if isinstance(block.attention, ir.Constant):
         bias = graph.parameter(f"{name}.attn.proj.bias", block.attention.vector)
         stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.attn.residual"))
     if isinstance(block.mlp, ir.Mlp):
-        stream = _mlp(graph, block.mlp, stream, name)
+        stream = _mlp(graph, block.mlp, stream, name, target)
     elif isinstance(block.mlp, ir.Constant):
         bias = graph.parameter(f"{name}.mlp.fc2.bias", block.mlp.vector)
         stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.mlp.residual"))
     return stream
 
 
-def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str) -> Stream:
+def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str, target: Target) -> Stream:
     name = f"{block}.mlp"
     everything = np.arange(stream.rows)
     rows = everything if mlp.rows is None else mlp.rows
@@ -144,10 +157,14 @@ def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str) -> Stream
     hidden = graph.gelu(_linear(graph, mlp.up, n, f"{name}.fc1"), f"{name}.act")
     if mlp.mask is not None:
         hidden = graph.mul(hidden, graph.constant(mlp.mask.astype(np.float32), "mask"), f"{name}.mask")
-    branch = _linear(graph, mlp.down, hidden, f"{name}.fc2")
-    if mlp.residual_scale != 1.0:
-        branch = graph.scale(branch, mlp.residual_scale, f"{name}.scale")
-    summed = seen.replace(graph.add(seen.matrix, branch, f"{name}.residual"))
+    if target.residual_in_product and mlp.down.bias is None and mlp.residual_scale == 1.0:
+        weight = graph.parameter(f"{name}.fc2.weight", mlp.down.weight)
+        summed = seen.replace(graph.gemm(hidden, weight, seen.matrix, f"{name}.residual"))
+    else:
+        branch = _linear(graph, mlp.down, hidden, f"{name}.fc2")
+        if mlp.residual_scale != 1.0:
+            branch = graph.scale(branch, mlp.residual_scale, f"{name}.scale")
+        summed = seen.replace(graph.add(seen.matrix, branch, f"{name}.residual"))
     if len(rows) == stream.rows:
         return summed
     others = np.setdiff1d(everything, rows)

@@ -71,7 +71,7 @@ def emit_absorbed(
     axes = (1, 0) if batch == 1 else (0, 2, 1)
     scores = graph.matmul(absorbed, graph.transpose(matrices, axes, f"{name}.keys.transposed"), f"{name}.scores")
     if ghosts != attention.ghosts:
-        scores = graph.add(scores, ghost_bias(graph, scores, attention.ghosts, ghosts), f"{name}.scores.ghosts")
+        scores = graph.add(scores, ghost_bias(graph, dims(scores), attention.ghosts, ghosts), f"{name}.scores.ghosts")
     mixed = graph.matmul(graph.softmax(scores, f"{name}.softmax"), matrices, f"{name}.mixed")
     mixed = _by_head(graph, mixed, heads, batch, f"{name}.mixed")
     stacked = np.stack([_padded(head.value.weight, width).T for head in attention.heads])

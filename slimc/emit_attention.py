@@ -15,7 +15,15 @@ import numpy as np
 
 from slimc import ir
 from slimc.emit_absorbed import absorbs, emit_absorbed
-from slimc.emit_projection import Operands, bias_of, ghost_bias, ghost_rows, head_groups, project
+from slimc.emit_projection import (
+    Layout,
+    Operands,
+    bias_of,
+    ghost_bias,
+    ghost_rows,
+    head_groups,
+    project,
+)
 from slimc.emit_tokens import Kept
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.stream import Stream
@@ -41,8 +49,8 @@ def emit_attention(
     block: str,
     target: Target,
     kept: Kept | None = None,
-) -> Value:
-    """What the branch adds to the `live` rows of `stream`: [B * live, C]; `kept` are the rows that may be keys."""
+) -> Stream:
+    """The `live` rows of `stream` with the branch added; `kept` are the rows that may be keys."""
     name = f"{block}.attn"
     normalised = stream.replace(graph.layer_norm(stream.matrix, attention.norm, f"{block}.norm1", f"{block}.norm1"))
     if attention.token_mask is not None:
@@ -53,7 +61,12 @@ def emit_attention(
     else:
         joined = _mix_groups(graph, attention, normalised, live, name, target, None if kept is None else kept.bias)
         weight = np.concatenate([head.output for head in attention.heads], axis=1)
-    return _project_out(graph, attention, joined, weight, name)
+    residual = stream.take(graph, live, f"{block}.live")
+    if target.residual_in_product and attention.output_bias is None and attention.residual_scale == 1.0:
+        weights = graph.parameter(f"{name}.proj.weight", weight)
+        return residual.replace(graph.gemm(joined, weights, residual.matrix, f"{name}.residual"))
+    branch = _project_out(graph, attention, joined, weight, name)
+    return residual.replace(graph.add(residual.matrix, branch, f"{name}.residual"))
 
 
 def attend(
@@ -96,14 +109,40 @@ def _mix_groups(
 ) -> Value:
     """What all heads mix: [B * live, sum of widths]; `hidden` is added to the scores, `gates` switch heads off."""
     groups = head_groups(attention)
-    operands = project(graph, attention, normalised, live, name, target)
+    plain = hidden is None and gates is None and all(head.mask is None for head in attention.heads)
+    layout = Layout(
+        normalised.batch, tuple(map(len, groups)), plain and target.attention_operator and graph.opset >= 23
+    )
+    operands = project(graph, attention, normalised, live, name, target, layout)
     mixed = []
     for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
         label = name if len(groups) == 1 else f"{name}.group{i}"
-        heads = _mix(graph, attention, group, operand, label, target, hidden)
-        mixed.append(_flat(graph, heads, group, label))
-    joined = graph.concat(mixed, 1, f"{name}.joined")
+        mix = _mix_at_once if layout.operator and len(group) > 1 else _mix
+        mixed.append(mix(graph, attention, group, operand, label, target, hidden))
+    joined = _join(graph, mixed, groups, name)
     return joined if gates is None else _gate(graph, gates, groups, operands, joined, live, name)
+
+
+def _mix_at_once(
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    group: tuple[ir.Head, ...],
+    operands: Operands,
+    name: str,
+    target: Target,
+    hidden: Value | None,
+) -> Value:
+    """softmax(q k^T) v of one group by the Attention operator."""
+    assert hidden is None
+    query, key, value, rows = operands.query, operands.key, operands.value, operands.ghost_rows
+    if attention.ghosts and not rows:
+        rows = ghost_rows(dims(key)[1], attention.ghosts, target)
+        key, value = _with_ghosts(graph, rows, group, key, value, name)
+    bias = None
+    if rows != attention.ghosts:
+        scores = (dims(query)[0], len(group), dims(query)[1], dims(key)[1])
+        bias = ghost_bias(graph, scores, attention.ghosts, rows, full=True)
+    return graph.attention(query, key, value, bias, len(group), attention.scale, f"{name}.mixed")
 
 
 def _mix(
@@ -115,7 +154,7 @@ def _mix(
     target: Target,
     hidden: Value | None,
 ) -> Value:
-    """softmax(q k^T + hidden) v of one group, in the form of its operands."""
+    """softmax(q k^T + hidden) v of one group, in the layout of its operands."""
     query, key, value = operands.query, operands.key, operands.value
     if any(head.mask is not None for head in group):
         query, key, value = _masked(graph, group, operands, name)
@@ -127,7 +166,7 @@ def _mix(
         key, value = _with_ghosts(graph, rows, group, key, value, name)
     scores = graph.matmul(query, key, f"{name}.scores")
     if rows != attention.ghosts:
-        scores = graph.add(scores, ghost_bias(graph, scores, attention.ghosts, rows), f"{name}.scores.ghosts")
+        scores = graph.add(scores, ghost_bias(graph, dims(scores), attention.ghosts, rows), f"{name}.scores.ghosts")
     if hidden is not None:
         alone = (*dims(scores)[:-2], 1, dims(scores)[-1])
         hiding = hidden if len(group) > 1 else graph.reshape(hidden, alone, f"{name}.hiding")
@@ -135,9 +174,19 @@ def _mix(
     return graph.matmul(graph.softmax(scores, f"{name}.softmax"), value, f"{name}.mixed")
 
 
+def _join(graph: GraphBuilder, mixed: list[Value], groups: list[tuple[ir.Head, ...]], name: str) -> Value:
+    """The groups' matrices side by side: [B * N, sum of widths]."""
+    if any(len(dims(matrices)) == 4 for matrices in mixed):
+        labels = [f"{name}.group{i}" if len(groups) > 1 else name for i in range(len(groups))]
+        mixed = [_flat(graph, *each) for each in zip(mixed, groups, labels, strict=True)]
+    joined = graph.concat(mixed, len(dims(mixed[0])) - 1, f"{name}.joined")
+    *rows, width = dims(joined)
+    return graph.reshape(joined, (math.prod(rows), width), f"{name}.joined.flat")
+
+
 def _flat(graph: GraphBuilder, matrices: Value, group: tuple[ir.Head, ...], name: str) -> Value:
-    """A group's matrices, in the form of its operands, side by side: [B * N, H * dv]."""
-    if len(group) > 1:
+    """A group's matrices, in the layout of its operands, side by side: [B * N, H * dv]."""
+    if len(dims(matrices)) == 4:
         matrices = graph.transpose(matrices, (0, 2, 1, 3), f"{name}.merged")
     width = sum(head.value.weight.shape[0] for head in group)
     return graph.reshape(matrices, (math.prod(dims(matrices)) // width, width), f"{name}.flat")
@@ -185,15 +234,20 @@ def _with_ghosts(
     graph: GraphBuilder, rows: int, group: tuple[ir.Head, ...], key: Value, value: Value, name: str
 ) -> tuple[Value, Value]:
     """Keys and values with `rows` rows appended that are what a zero row gives: the biases."""
-    pairs = []
-    for matrices, linears in ((key, [head.key for head in group]), (value, [head.value for head in group])):
-        masks = [1.0 if head.mask is None else head.mask for head in group]
-        one = np.stack([bias_of(linear) * mask for linear, mask in zip(linears, masks, strict=True)])
-        row = one[:, None, :] if len(group) > 1 else one
-        pairs.append(np.broadcast_to(row, (*dims(matrices)[: -row.ndim], *row.shape)).astype(np.float32))
-    keys, values = (np.repeat(row, rows, axis=-2) for row in pairs)
-    more_keys = graph.constant(keys.swapaxes(-1, -2), "ghosts")
-    more_values = graph.constant(values, "ghosts")
-    axis = len(dims(key)) - 1
-    key = graph.concat([key, more_keys], axis, f"{name}.k.ghosts")
-    return key, graph.concat([value, more_values], axis - 1, f"{name}.v.ghosts")
+    transposed = len(group) == 1 or len(dims(key)) == 4
+    keys = _repeated([head.key for head in group], group, rows, dims(key))
+    values = _repeated([head.value for head in group], group, rows, dims(value))
+    axis = len(dims(key)) - 2
+    more_keys = graph.constant(keys.swapaxes(-1, -2) if transposed else keys, "ghosts")
+    key = graph.concat([key, more_keys], axis + 1 if transposed else axis, f"{name}.k.ghosts")
+    return key, graph.concat([value, graph.constant(values, "ghosts")], axis, f"{name}.v.ghosts")
+
+
+def _repeated(linears: list[ir.Linear], group: tuple[ir.Head, ...], rows: int, shape: tuple[int, ...]) -> ir.FloatArray:
+    """`rows` times the biases of a group, behind the leading axes of `shape`."""
+    biases = [
+        bias_of(linear) * (1.0 if head.mask is None else head.mask) for linear, head in zip(linears, group, strict=True)
+    ]
+    one = np.stack(biases)[:, None, :] if len(shape) == 4 else np.concatenate(biases)[None, :]
+    whole = np.broadcast_to(one, (*shape[: len(shape) - one.ndim], *one.shape))
+    return np.repeat(whole, rows, axis=-2).astype(np.float32)

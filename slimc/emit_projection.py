@@ -25,11 +25,30 @@ _Parts = dict[str, list[list[ir.Linear]]]
 
 
 @dataclass(frozen=True)
-class Operands:
-    """Inputs of one group's attention: query [B, H, Nq, d], key (transposed) [B, H, d, Nk], value [B, H, Nk, dv].
+class Layout:
+    """How the heads of an attention lie between its projections: `sizes` are the heads of its groups.
 
-    A group of one head has no head axis, and at batch size 1 no batch axis either: its matrices need no transposing. The
-    last `ghost_rows` of the keys stand for ghosts already.
+    One head        [B, N, d]; it needs no transposing
+    several heads   [B, H, N, d], or with `operator` [B, N, H d]: as the Attention operator takes them
+
+    Where no group goes to the operator, one image has no batch axis: [N, d].
+    """
+
+    batch: int
+    sizes: tuple[int, ...]
+    operator: bool
+
+    @property
+    def flat(self) -> bool:
+        """Whether rows are one axis from projection to projection."""
+        return self.batch == 1 and not (self.operator and max(self.sizes) > 1)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Inputs of one group's attention, laid out as `Layout` says; the key is transposed where the operator is not used.
+
+    The last `ghost_rows` of the keys stand for ghosts already.
     """
 
     query: Value
@@ -62,18 +81,22 @@ def head_groups(attention: ir.Attention) -> list[tuple[ir.Head, ...]]:
 
 def ghost_rows(keys: int, ghosts: int, target: Target) -> int:
     """Zero rows to append to `keys` keys that stand for `ghosts` ghosts; none where there are no ghosts."""
-    return 0 if ghosts == 0 else -keys % target.key_multiple or target.key_multiple
+    if ghosts <= target.exact_ghosts:
+        return ghosts
+    return -keys % target.key_multiple or target.key_multiple
 
 
-def ghost_bias(graph: GraphBuilder, scores: Value, ghosts: int, rows: int) -> Value:
-    """What is added to the scores so that their last `rows` columns count for `ghosts`.
+def ghost_bias(graph: GraphBuilder, scores: tuple[int, ...], ghosts: int, rows: int, *, full: bool = False) -> Value:
+    """What is added to `scores` [B, H, queries, keys], or without leading axes, so that their last `rows` columns count for
+    `ghosts`.
 
     A single row would do, but OpenVINO reads that wrong in bfloat16, which it takes by itself on CPUs that have it (seen
-    in 2026.4). So there is one row for each head, or for each query where there is one head, or for each image.
+    in 2026.4). So there is one row for each head, or for each query where there is one head, or for each image. With `full`
+    there is one for each query wherever there are several: the Attention operator of ONNX Runtime takes no other.
     """
-    *lead, queries, keys = dims(scores)
+    *lead, queries, keys = scores
     alone = [*(lead if queries == 1 else [1] * len(lead)), queries, keys]
-    shape = [1, lead[1], 1, keys] if len(lead) == 2 else alone
+    shape = [1, lead[1], 1, keys] if len(lead) == 2 and not (full and queries > 1) else alone
     bias = np.zeros(shape, np.float32)
     bias[..., -rows:] = math.log(ghosts / rows)
     return graph.constant(bias, "ghosts")
@@ -96,7 +119,13 @@ def projects_once(attention: ir.Attention, entering: int, live: ir.IndexArray, t
 
 
 def project(
-    graph: GraphBuilder, attention: ir.Attention, normalised: Stream, live: ir.IndexArray, name: str, target: Target
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    normalised: Stream,
+    live: ir.IndexArray,
+    name: str,
+    target: Target,
+    layout: Layout,
 ) -> list[Operands]:
     """Operands of every group, from the normalised stream of which the `live` rows ask."""
     keys = np.arange(normalised.rows) if attention.rows is None else attention.rows
@@ -106,9 +135,9 @@ def project(
     asked = normalised.take(graph, keys, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
     rows = _Rows(normalised, keys, live)
     if once:
-        cut = _project_once(graph, attention, rows, asked, name, target)
+        cut = _project_once(graph, attention, rows, asked, name, target, layout)
     else:
-        cut = _project_apart(graph, attention, rows, asked, name)
+        cut = _project_apart(graph, attention, rows, asked, name, layout)
     return [Operands(query, key, value, ghosts) for query, key, value in cut]
 
 
@@ -122,21 +151,27 @@ def _parts(attention: ir.Attention) -> _Parts:
 
 
 def _project_apart(
-    graph: GraphBuilder, attention: ir.Attention, rows: _Rows, asked: Stream, name: str
+    graph: GraphBuilder, attention: ir.Attention, rows: _Rows, asked: Stream, name: str, layout: Layout
 ) -> list[tuple[Value, Value, Value]]:
     """Keys and values from one product; queries from the same where all biases are alike, else from their own."""
     parts = _parts(attention)
     biases = {linear.bias is not None for lists in parts.values() for group in lists for linear in group}
     if np.array_equal(rows.live, rows.keys) and asked.rows == len(rows.keys) and len(biases) == 1:
-        outputs = _fused(graph, parts, "qkv", asked, name)
+        outputs = _fused(graph, parts, "qkv", asked, name, layout)
     else:
-        outputs = _fused(graph, {kind: parts[kind] for kind in "kv"}, "kv", asked, name)
-        outputs["q"] = _queries(graph, parts["q"], rows, name)
-    return _cut(graph, outputs, [len(group) for group in parts["q"]], asked.batch, name)
+        outputs = _fused(graph, {kind: parts[kind] for kind in "kv"}, "kv", asked, name, layout)
+        outputs["q"] = _queries(graph, parts["q"], rows, name, layout)
+    return _cut(graph, outputs, name, layout)
 
 
 def _project_once(
-    graph: GraphBuilder, attention: ir.Attention, rows: _Rows, asked: Stream, name: str, target: Target
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    rows: _Rows,
+    asked: Stream,
+    name: str,
+    target: Target,
+    layout: Layout,
 ) -> list[tuple[Value, Value, Value]]:
     """Everything from one product over all keys; queries are selected once they are cut into heads."""
     order = np.argsort(rows.keys)
@@ -147,7 +182,7 @@ def _project_once(
     if target.stacked_groups and len(parts["q"]) > 1:
         cut = _cut_stacked(graph, parts, asked, name)
     else:
-        cut = _cut_apart(graph, parts, asked, name)
+        cut = _cut(graph, _fused(graph, parts, "qkv", asked, name, layout), name, layout)
     operands = []
     for i, (group, (query, key, value)) in enumerate(zip(head_groups(attention), cut, strict=True)):
         query = graph.take(query, asking, len(dims(query)) - 2, f"{name}.q.{i}.asking")  # noqa: PLW2901
@@ -159,28 +194,22 @@ def _project_once(
     return operands
 
 
-def _cut_apart(graph: GraphBuilder, parts: _Parts, rows: Stream, name: str) -> list[tuple[Value, Value, Value]]:
-    """Query, key (transposed) and value of every group, each cut out of one product by itself."""
-    outputs = _fused(graph, parts, "qkv", rows, name)
-    return _cut(graph, outputs, [len(group) for group in parts["q"]], rows.batch, name)
-
-
 def _cut(
-    graph: GraphBuilder, outputs: dict[str, list[Value]], sizes: Sequence[int], batch: int, name: str
+    graph: GraphBuilder, outputs: dict[str, list[Value]], name: str, layout: Layout
 ) -> list[tuple[Value, Value, Value]]:
-    """Query, key (transposed) and value by heads, from one matrix a kind and group; `sizes` are the groups' heads."""
+    """Query, key and value by heads, from one matrix a kind and group."""
     return [
         (
-            _heads(graph, q, heads, batch, False, f"{name}.q.{i}"),
-            _heads(graph, k, heads, batch, True, f"{name}.k.{i}"),
-            _heads(graph, v, heads, batch, False, f"{name}.v.{i}"),
+            _heads(graph, q, heads, layout, False, f"{name}.q.{i}"),
+            _heads(graph, k, heads, layout, True, f"{name}.k.{i}"),
+            _heads(graph, v, heads, layout, False, f"{name}.v.{i}"),
         )
-        for i, (heads, q, k, v) in enumerate(zip(sizes, outputs["q"], outputs["k"], outputs["v"], strict=True))
+        for i, (heads, q, k, v) in enumerate(zip(layout.sizes, outputs["q"], outputs["k"], outputs["v"], strict=True))
     ]
 
 
 def _cut_stacked(graph: GraphBuilder, parts: _Parts, rows: Stream, name: str) -> list[tuple[Value, Value, Value]]:
-    """As `_cut_apart`, with a product for each group whose q, k and v are transposed together: [3, B, H, N, d]."""
+    """As `_cut`, from a product for each group whose q, k and v are transposed together: [3, B, H, N, d]."""
     cut = []
     for i, (q, k, v) in enumerate(zip(parts["q"], parts["k"], parts["v"], strict=True)):
         label, heads = f"{name}.group{i}.qkv", len(q)
@@ -197,14 +226,25 @@ def _cut_stacked(graph: GraphBuilder, parts: _Parts, rows: Stream, name: str) ->
     return cut
 
 
-def _fused(graph: GraphBuilder, parts: _Parts, label: str, rows: Stream, name: str) -> dict[str, list[Value]]:
+def _fused(
+    graph: GraphBuilder, parts: _Parts, label: str, rows: Stream, name: str, layout: Layout
+) -> dict[str, list[Value]]:
     """One Gemm for all `parts`, cut into one matrix a kind and group."""
     linears = [linear for lists in parts.values() for group in lists for linear in group]
-    joined = _gemm(graph, linears, rows, f"{name}.{label}")
+    joined = rows.replace(_gemm(graph, linears, rows, f"{name}.{label}"))
     names = [f"{name}.{kind}.{i}.flat" for kind, lists in parts.items() for i in range(len(lists))]
     widths = [sum(linear.weight.shape[0] for linear in group) for lists in parts.values() for group in lists]
-    pieces = iter(graph.split(joined, widths, 1, names))
+    pieces = iter(_columns(graph, joined, widths, names, layout))
     return {kind: list(itertools.islice(pieces, len(lists))) for kind, lists in parts.items()}
+
+
+def _columns(
+    graph: GraphBuilder, rows: Stream, widths: Sequence[int], names: Sequence[str], layout: Layout
+) -> list[Value]:
+    """Runs of the columns of `rows`: [N, width], or [B, N, width] where the layout has images."""
+    if layout.flat:
+        return graph.split(rows.matrix, widths, 1, names)
+    return graph.split(rows.images(graph, f"{names[0]}.images"), widths, 2, names)
 
 
 def _gemm(graph: GraphBuilder, linears: Sequence[ir.Linear], rows: Stream, name: str) -> Value:
@@ -220,8 +260,8 @@ def bias_of(linear: ir.Linear) -> ir.FloatArray:
     return np.zeros(len(linear.weight), linear.weight.dtype) if linear.bias is None else linear.bias
 
 
-def _queries(graph: GraphBuilder, groups: list[list[ir.Linear]], rows: _Rows, name: str) -> list[Value]:
-    """Queries [B * live, width] of every group; a row that attention does not see has the query bias for its query."""
+def _queries(graph: GraphBuilder, groups: list[list[ir.Linear]], rows: _Rows, name: str, layout: Layout) -> list[Value]:
+    """Queries of the live rows for every group; a row that attention does not see has the query bias for its query."""
     linears = [linear for group in groups for linear in group]
     seen, normalised = rows.seen, rows.normalised
     parts: list[tuple[Stream, ir.IndexArray]] = []
@@ -235,15 +275,16 @@ def _queries(graph: GraphBuilder, groups: list[list[ir.Linear]], rows: _Rows, na
         parts.append((normalised.replace(constant), blind))
     whole = parts[0][0] if len(parts) == 1 else Stream.merge(graph, parts, f"{name}.q.merged")
     widths = [sum(linear.weight.shape[0] for linear in group) for group in groups]
-    return graph.split(whole.matrix, widths, 1, [f"{name}.q.{i}.flat" for i in range(len(groups))])
+    return _columns(graph, whole, widths, [f"{name}.q.{i}.flat" for i in range(len(groups))], layout)
 
 
-def _heads(graph: GraphBuilder, flat: Value, heads: int, batch: int, transposed: bool, name: str) -> Value:
-    """[B * N, H * d] as [B, H, N, d], or [B, H, d, N] where `transposed`; axes of one head or image are left out."""
-    rows, width = dims(flat)
+def _heads(graph: GraphBuilder, columns: Value, heads: int, layout: Layout, transposed: bool, name: str) -> Value:
+    """The columns of a group as its attention takes them."""
     if heads == 1:
-        matrices = flat if batch == 1 else graph.reshape(flat, (batch, rows // batch, width), f"{name}.images")
-        axes = [*range(len(dims(matrices)) - 2), len(dims(matrices)) - 1, len(dims(matrices)) - 2]
-        return graph.transpose(matrices, axes, name) if transposed else matrices
-    split = graph.reshape(flat, (batch, rows // batch, heads, width // heads), f"{name}.split")
+        axes = [*range(len(dims(columns)) - 2), len(dims(columns)) - 1, len(dims(columns)) - 2]
+        return graph.transpose(columns, axes, name) if transposed else columns
+    if layout.operator:
+        return columns
+    rows, width = math.prod(dims(columns)[:-1]), dims(columns)[-1]
+    split = graph.reshape(columns, (layout.batch, rows // layout.batch, heads, width // heads), f"{name}.split")
     return graph.transpose(split, (0, 2, 3, 1) if transposed else (0, 2, 1, 3), name)

@@ -20,7 +20,7 @@ from slimc.backends import ort
 from slimc.checkpoint import Checkpoint
 from slimc.compare import Comparison
 from slimc.count import Counts, count
-from slimc.emit import DEFAULT_OPSET, OPSETS, emit
+from slimc.emit import ATTENTION_OPSET, OPSETS, emit
 from slimc.errors import CheckpointError, MismatchError, OptionError
 from slimc.files import check_writable, replacing
 from slimc.images import image_files, load_images, seeded_images
@@ -34,7 +34,7 @@ from slimc.precision import TOLERANCE, Precision, to_half
 from slimc.reference import Reference, reference_path, write_reference
 from slimc.selection import Choices, compare_with
 from slimc.structure import Structure, describe
-from slimc.target import Target
+from slimc.target import Target, for_half_precision, without_operator
 from slimc.usage import Limits, Usage, exact_images, graph_decisions, join
 
 if TYPE_CHECKING:
@@ -65,13 +65,21 @@ class ExportOptions:
 
     variant: Variant = "slim"
     batch_size: int = 1
-    opset: int = DEFAULT_OPSET
+    opset: int | None = None
     target: Target = field(default_factory=lambda: Target("generic"))
     verify: bool = True
     check_passes: bool = False
     data: Path | None = None
     precision: Precision = "fp32"
     adaptive: Adaptive | None = None
+
+    @property
+    def rules(self) -> Target:
+        """The target as far as opset and precision allow."""
+        if self.precision != "fp32":
+            return for_half_precision(self.target)
+        old = self.opset is not None and self.opset < ATTENTION_OPSET
+        return without_operator(self.target) if old else self.target
 
     @property
     def tolerance(self) -> float:
@@ -167,7 +175,7 @@ def check_options(options: ExportOptions) -> None:
     """
     if options.batch_size < 1:
         raise OptionError(f"--batch-size: {options.batch_size} images make no batch; expected at least 1")
-    if options.opset not in OPSETS:
+    if options.opset is not None and options.opset not in OPSETS:
         raise OptionError(f"--opset: {options.opset} cannot be emitted; expected {OPSETS[0]} to {OPSETS[-1]}")
 
 
@@ -189,17 +197,18 @@ def compile_checkpoint(
     if adaptive is not None and adaptive.capacity and options.variant == "slim":
         with watch.stage("calibrate", f"running the network on {len(files)} images"):
             limits = ways.calibrate(searched, files, adaptive.quantile)
-    passes = passes_for(options.target)
+    rules = options.rules
+    passes = passes_for(rules, options.batch_size)
     with watch.stage("passes", "running the passes"):
         model = _variant(path, searched, options, (*(ways.limiting_passes(limits) if limits else ()), *passes))
-        dense = count(searched.dense, options.target)
+        dense = count(searched.dense, rules)
         compiled = Compiled(
             checkpoint=checkpoint,
             searched=searched,
             model=model,
-            structure=describe(model, searched.masked, searched.dense, options.target),
+            structure=describe(model, searched.masked, searched.dense, rules),
             dense=dense,
-            slim=count(model, options.target),
+            slim=count(model, rules),
             adaptive=adaptive,
             limits=limits,
         )
@@ -277,7 +286,7 @@ def emit_onnx(compiled: Compiled, options: ExportOptions) -> oir.Model:
     conditional = compiled.adaptive is not None and compiled.adaptive.conditional
     model = emit(
         compiled.model,
-        options.target,
+        options.rules,
         batch_size=options.batch_size,
         opset=options.opset,
         conditional=conditional and options.variant == "slim",
@@ -286,6 +295,8 @@ def emit_onnx(compiled: Compiled, options: ExportOptions) -> oir.Model:
     details = dict(searched.details)
     if compiled.adaptive is not None and options.variant == "slim":
         details["adaptive"] = compiled.adaptive.name
+    if options.rules.tuned and options.variant == "slim":
+        details["tuned"] = options.rules.tuned
     if compiled.limits is not None:
         details["limits"] = compiled.limits.to_json()
     metadata = Metadata(

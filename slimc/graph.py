@@ -116,7 +116,7 @@ class GraphBuilder:
         return body
 
     def gemm(self, x: Value, weight: Value, bias: Value | None, name: str) -> Value:
-        """X weight^T + bias: x [rows, in], weight [out, in], bias [out]."""
+        """X weight^T + bias: x [rows, in], weight [out, in], bias [out] or [rows, out]."""
         shape = (dims(x)[0], dims(weight)[0])
         inputs = [x, weight] if bias is None else [x, weight, bias]
         return self.op("Gemm", inputs, name, shape, {"transB": 1})
@@ -228,6 +228,14 @@ class GraphBuilder:
     def softmax(self, x: Value, name: str) -> Value:
         """Softmax over the last axis."""
         return self.op("Softmax", [x], name, dims(x), {"axis": -1})
+
+    def attention(
+        self, query: Value, key: Value, value: Value, bias: Value | None, heads: int, scale: float, name: str
+    ) -> Value:
+        """softmax(scale q k^T + bias) v by heads (opset 23), all [B, N, heads * width]; bias [queries, keys]."""
+        attributes = {"q_num_heads": heads, "kv_num_heads": heads, "scale": scale}
+        inputs = [query, key, value] if bias is None else [query, key, value, bias]
+        return self.op("Attention", inputs, name, (*dims(query)[:2], dims(value)[2]), attributes)
 
     def layer_norm(self, x: Value, norm: LayerNorm, module: str, name: str) -> Value:
         """LayerNormalization over the last axis with the parameters of `module`."""

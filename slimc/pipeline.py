@@ -13,6 +13,8 @@ from slimc.passes.drop_tokens import DropUnselectedTokens
 from slimc.passes.fold_batch_norm import FoldBatchNorm
 from slimc.passes.fold_biases import FoldBiases
 from slimc.passes.fold_constants import FoldConstants
+from slimc.passes.fold_norm_biases import FoldNormBiases
+from slimc.passes.fold_output_biases import FoldOutputBiases
 from slimc.passes.fold_scales import FoldScales
 from slimc.passes.fold_scores import FoldScores
 from slimc.passes.order_tokens import OrderTokens
@@ -29,8 +31,8 @@ from slimc.validate import validate
 CHECK_TOLERANCE = 1e-9
 
 
-def passes_for(target: Target) -> tuple[Pass, ...]:
-    """The passes that make a searched model slim."""
+def passes_for(target: Target, batch_size: int = 1) -> tuple[Pass, ...]:
+    """The passes that make a searched model slim, to run on `batch_size` images at a time."""
     return (
         # First: fewer rows for all that follows, whose row sets count those that are left.
         DropUnselectedTokens(),
@@ -52,8 +54,12 @@ def passes_for(target: Target) -> tuple[Pass, ...]:
         FoldConstants(),
         # After liveness, which says how long a token lives.
         OrderTokens(),
+        # After liveness, which says how many rows a branch computes.
+        *((FoldOutputBiases(target),) if target.residual_in_product else ()),
+        # After FoldOutputBiases, which adds a bias, and after all that makes ghosts, which this one leaves alone.
+        *((FoldNormBiases(),) if target.biases_in_norm else ()),
         # Last: the cost of a group depends on how many rows are left.
-        PackHeads(target),
+        PackHeads(target, batch_size),
     )
 
 

@@ -16,7 +16,9 @@ from slimc.emit import emit
 from slimc.target import find_target
 
 
-def emitted(network: ir.Model, *, target: str = "generic", batch_size: int = 1, opset: int = 17) -> onnx.ModelProto:
+def emitted(
+    network: ir.Model, *, target: str = "generic", batch_size: int = 1, opset: int | None = 17
+) -> onnx.ModelProto:
     """`network` as ONNX."""
     return oir.to_proto(emit(network, find_target(target), batch_size=batch_size, opset=opset))
 
@@ -88,7 +90,16 @@ def _product(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> Produc
 
 def macs(model: onnx.ModelProto) -> int:
     """Multiply-accumulates of one batch."""
-    return sum(product.macs for product in products(model).values())
+    shapes = inferred_shapes(model)
+    attentions = [node for node in model.graph.node if node.op_type == "Attention"]
+    return sum(product.macs for product in products(model).values()) + sum(
+        _attention_macs(*(shapes[name] for name in node.input[:3])) for node in attentions
+    )
+
+
+def _attention_macs(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> int:
+    """Of scores and mixing, whatever the number of heads: [B, Nq, H d], [B, Nk, H d], [B, Nk, H dv]."""
+    return query[0] * query[1] * key[1] * (query[2] + value[2])
 
 
 def parameters(model: onnx.ModelProto) -> int:

@@ -33,8 +33,12 @@ def command(
     masked: Annotated[
         bool, typer.Option("--masked", help="Emit the network with its masks as multiplications.")
     ] = False,
-    opset: Annotated[int, typer.Option(help="ONNX opset, 17 to 23. 17 is read by the most runtimes.")] = 17,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX opset, 17 to 23. Default: 17, read by the most runtimes; 23 for cpu.")
+    ] = None,
     target: opt.TargetName = "generic",
+    threads: opt.TunedThreads = None,
+    tuning: opt.TuningFile = None,
     precision: Annotated[str, typer.Option(help="Of the matrix products: fp32, fp16 or bf16.")] = "fp32",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with the PyTorch network.")] = True,
     data: opt.Data = None,
@@ -85,7 +89,7 @@ def command(
             variant="dense" if dense else "masked" if masked else "slim",
             batch_size=batch_size,
             opset=opset,
-            target=find_target(target),
+            target=find_target(target, threads=threads, tuning=tuning),
             precision=find_precision(precision),
             verify=verify,
             check_passes=check_passes,

@@ -43,6 +43,8 @@ def command(
     budget_mlp: opt.BudgetMlp = None,
     budget_patch: opt.BudgetPatch = None,
     target: opt.TargetName = "generic",
+    threads: opt.TunedThreads = None,
+    tuning: opt.TuningFile = None,
     ema: opt.Ema = None,
     img_size: opt.ImgSize = None,
     num_heads: opt.NumHeads = None,
@@ -64,7 +66,7 @@ def command(
     selection = opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam)
     decisions = opt.DecisionOptions(ada_head, ada_token_with_mlp)
     model_options = opt.model_options(budgets, img_size, num_heads, qk_scale, selection, decisions)
-    chosen = find_target(target)
+    chosen = find_target(target, threads=threads, tuning=tuning)
     if plot is not None:
         from slimc.plot import check_plot
 

@@ -37,6 +37,16 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 TargetName = Annotated[
     str, typer.Option("--target", help="What the model is for: generic, cpu, sm75, sm80, sm86, sm89, sm120, ...")
 ]
+TunedThreads = Annotated[
+    int | None,
+    typer.Option("--threads", help="For --target cpu: how many threads will run the model. Default: several."),
+]
+TuningFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tuning", metavar="FILE", help="For --target cpu: what slimc tune measured where the model will run."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads of one inference on a CPU; default: the back end's choice.")]
 BACKEND_HELP = (
     "onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino, openvino-bf16; engines run on their own library."

@@ -117,7 +117,7 @@ def test_a_slim_network_has_no_row_that_was_dropped(tmp_path: Path):
     model = variant_of(load(VECTORS[0].checkpoint, VECTORS[0].options)[1], "slim")
     graph = write(model, tmp_path / "m.onnx").graph
     shapes = {i.name: [axis.dim_value for axis in i.type.tensor_type.shape.dim] for i in graph.value_info}
-    assert [shapes[f"blocks.{i}.mlp.fc1"] for i in (2, 3, 6, 9, 11)] == [[n, 192] for n in (197, 138, 97, 68, 1)]
+    assert [shapes[f"blocks.{i}.mlp.fc1"] for i in (2, 3, 6, 9, 11)] == [[n, 192 + 1] for n in (197, 138, 97, 68, 1)]
     scores = [shape for name, shape in shapes.items() if name.startswith("blocks.9.attn") and name.endswith(".scores")]
     assert scores
     assert all(shape[-2:] == [68, 68] for shape in scores)
