@@ -108,6 +108,9 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
     metadata = read_metadata(model)
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, metadata.target)
+    if metadata.target == "cpu":
+        wanted = next(iter(targets), "sm80")
+        raise OptionError(f"{model}: was exported for CPUs; an engine wants slimc export --target {wanted}")
     with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
         typed = Path(directory) / model.name
         with step(f"writing {model.name} in {options.precision}"):

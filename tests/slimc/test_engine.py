@@ -145,6 +145,13 @@ def test_truncated_damaged_and_exchanged_plans_are_told_apart(engine, tmp_path):
         open_session(path)
 
 
+def test_a_model_for_cpus_is_refused_with_the_way_out(tmp_path):
+    model = exported("channel", tmp_path, target="cpu")
+    with pytest.raises(OptionError, match=r"channel\.onnx: was exported for CPUs; .* slimc export --target sm89"):
+        build_engine(model, tmp_path / "m.engine", RTX_FP16)
+    assert not (tmp_path / "m.engine").exists()
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"backend": 3}', "no json"])
 def test_a_description_that_is_none_is_refused(text, engine, tmp_path):
     path = copy_of(engine, tmp_path)
