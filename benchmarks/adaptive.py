@@ -58,7 +58,7 @@ def compile_ways(checkpoint: Path, data: Path, quantile: float, directory: Path)
         "conditional+capacity": ExportOptions(adaptive=Adaptive(True, True, quantile), data=data),
     }
     for way, plan in plans.items():
-        options = ExportOptions(**{**vars(plan), "target": find_target("cpu")})
+        options = ExportOptions(**{**vars(plan), "target": find_target("cpu", threads=1)})
         compiled[way], _ = compile_checkpoint(checkpoint, ModelOptions(), options)
         write_model(emit_onnx(compiled[way], options), directory / f"{way}.onnx")
     return compiled
@@ -80,7 +80,7 @@ def least_times(models: dict[str, Path], images: np.ndarray, rounds: int) -> dic
 
 def all_macs(compiled: dict[str, Compiled], usage: Usage) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     """MACs that every way executes on every image."""
-    target = find_target("cpu")
+    target = find_target("cpu", threads=1)
     return {
         way: executed_macs(found.model, usage, target, conditional="conditional" in way)
         for way, found in compiled.items()

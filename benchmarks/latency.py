@@ -26,7 +26,7 @@ from slimc.emit import emit
 from slimc.models.options import ModelOptions, SearchedModel
 from slimc.onnx_file import write_model
 from slimc.pipeline import compile_model, passes_for
-from slimc.target import find_target
+from slimc.target import Target, find_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TIMM = {"deit-t": "deit_tiny_patch16_224", "deit-s": "deit_small_patch16_224", "deit-b": "deit_base_patch16_224"}
 SYSTEMS = ("ViT-Slim", "DynamicViT")
 _TIMM_DENSE = "timm dense"
-_TARGET = "cpu"
+_TUNED = ("slim", "regular twin")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Bench:
 
     def run(self, case: Case, effort: Effort) -> Iterator[dict[str, Any]]:
         """Measure `case`: a row for every model."""
-        written = [self._model(name, case.batch_size) for name in case.models]
+        written = [self._model(name, case.batch_size, case.threads) for name in case.models]
         times = measure([path for path, _ in written], case.engine, case.threads, effort)
         dense = self._dense_macs()
         for name, (_, macs), wall, processor in zip(case.models, written, *times, strict=True):
@@ -107,15 +107,16 @@ class Bench:
             self._searched = frontend.load(path, ModelOptions())[1]
         return self._searched
 
-    def _model(self, name: str, batch_size: int) -> tuple[Path, int]:
-        """Path and MACs of a model."""
+    def _model(self, name: str, batch_size: int, threads: int) -> tuple[Path, int]:
+        """Path and MACs of a model; those that slimc makes slim are tuned for a number of threads."""
         stem = f"{self.size if name == _TIMM_DENSE else self.stem}-{batch_size}-{name}"
+        stem += f"-{threads}" if name in _TUNED else ""
         path = self._folder / f"{stem.replace(' ', '-')}.onnx"
         if path not in self._macs:
-            self._macs[path] = self._write(name, batch_size, path)
+            self._macs[path] = self._write(name, batch_size, threads, path)
         return path, self._macs[path]
 
-    def _write(self, name: str, batch_size: int, path: Path) -> int:
+    def _write(self, name: str, batch_size: int, threads: int, path: Path) -> int:
         if name == _TIMM_DENSE:
             if not path.exists():
                 export_torch(timm_network(self.size), batch_size, path)
@@ -124,16 +125,16 @@ class Bench:
             network, macs = self._pruned_network()
             export_torch(network, batch_size, path)
             return macs
-        target = find_target(_TARGET)
-        model = self._compiled(name, _TARGET)
+        target = find_target("cpu", threads=threads)
+        model = self._compiled(name, target, batch_size)
         write_model(emit(model, target, batch_size=batch_size), path)
         return count(model, target).macs
 
-    def _compiled(self, name: str, target: str) -> ir.Model:
+    def _compiled(self, name: str, target: Target, batch_size: int = 1) -> ir.Model:
         if name in ("dense", "masked"):
             return self.searched.dense if name == "dense" else self.searched.masked
         masked = regular_twin(self.searched.masked) if name == "regular twin" else self.searched.masked
-        return compile_model(masked, passes_for(find_target(target)))
+        return compile_model(masked, passes_for(target, batch_size))
 
     def _pruned_network(self) -> tuple[nn.Module, int]:
         from benchmarks.pruning import pruned_network
@@ -147,7 +148,8 @@ class Bench:
 
     def _least_macs(self) -> int:
         """The fewest MACs that the masks allow: nothing padded, no query that nobody reads."""
-        return count(self._compiled("slim", "generic"), find_target("generic")).macs
+        generic = find_target("generic")
+        return count(self._compiled("slim", generic), generic).macs
 
 
 def timm_network(size: str) -> nn.Module:
