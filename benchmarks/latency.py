@@ -107,6 +107,10 @@ class Bench:
             self._searched = frontend.load(path, ModelOptions())[1]
         return self._searched
 
+    def model(self, name: str, batch_size: int, threads: int) -> Path:
+        """The ONNX model called `name`."""
+        return self._model(name, batch_size, threads)[0]
+
     def _model(self, name: str, batch_size: int, threads: int) -> tuple[Path, int]:
         """Path and MACs of a model; those that slimc makes slim are tuned for a number of threads."""
         stem = f"{self.size if name == _TIMM_DENSE else self.stem}-{batch_size}-{name}"

@@ -3,15 +3,16 @@
     python -m benchmarks.timing --threads 1 timm.onnx slim.onnx
 
 A round runs every model once, starting with another one each time, and the figures are ratios within rounds: what disturbs
-the machine disturbs all models of a round alike. Worker threads sleep while they wait (spinning off). The processor's time
-is measured too: at one thread it is the latency less what other processes took, so that both agree on a quiet machine.
+the machine disturbs all models of a round alike. Where the weights of a model come to lie in memory changes its time by up
+to a per cent, so rounds are gathered from several processes, which load the models in different orders. Worker threads
+sleep while they wait (spinning off), and each keeps to a core of its own. The processor's time is measured too: at one
+thread it is the latency less what other processes took, so that both agree on a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -22,10 +23,15 @@ from time import perf_counter, process_time
 import numpy as np
 import numpy.typing as npt
 
+from slimc import cores
+from slimc.backends import openvino, ort
+from slimc.backends.base import Session
+
 ENGINES = ("onnxruntime", "openvino")
 _WARM_UP = 2
 _RUNS = 3  # of a model in a row, where it is fast: the first brings back what the others drove out of the caches
 _FAST = 0.05
+_PROCESSES = 3
 
 Times = npt.NDArray[np.float64]
 
@@ -39,37 +45,33 @@ class Effort:
 
 
 def measure(paths: Sequence[Path], engine: str, threads: int, effort: Effort) -> Times:
-    """Seconds [2, models, rounds] of the models at `paths`, by wall clock and of the processor, from a pinned process."""
+    """Seconds [2, models, rounds] of the models at `paths`, by wall clock and of the processor, from pinned processes."""
     command = [sys.executable, "-m", "benchmarks.timing", "--engine", engine, "--threads", str(threads), "--json"]
-    command += ["--seconds", str(effort.seconds), "--rounds", str(effort.rounds), *map(str, paths)]
-    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return np.array(json.loads(finished.stdout.splitlines()[-1]))
+    command += ["--seconds", str(effort.seconds / _PROCESSES), "--rounds", str(-(-effort.rounds // _PROCESSES))]
+    gathered = []
+    for i in range(_PROCESSES):
+        order = np.roll(np.arange(len(paths)), i * len(paths) // _PROCESSES)
+        finished = subprocess.run([*command, *(str(paths[j]) for j in order)], check=True, stdout=subprocess.PIPE)
+        gathered.append(np.array(json.loads(finished.stdout.splitlines()[-1]))[:, np.argsort(order)])
+    return np.concatenate(gathered, axis=2)
 
 
-def pin(threads: int) -> None:
-    """Keep this process on the last `threads` of its cores, where the system can do that."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+def chosen_cores(threads: int) -> tuple[int, ...]:
+    """The last `threads` of the cores that this process may use."""
+    return cores.usable()[-threads:]
+
+
+def _load(path: Path, engine: str, threads: int) -> Session:
+    if engine == "openvino":
+        return openvino.load(path, threads=threads)
+    return ort.load(path, threads=threads, steady=True)
 
 
 def open_model(path: Path, engine: str, threads: int) -> Callable[[], object]:
     """The model at `path`, loaded: a function that runs it once on a fixed input."""
-    if engine == "openvino":
-        from slimc.backends import openvino
-
-        session = openvino.load(path, threads=threads)
-        spec = session.inputs[0]
-        return session.timer({spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32)})
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    loaded = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    image = loaded.get_inputs()[0]
-    feed = {image.name: np.random.default_rng(0).standard_normal(image.shape, np.float32)}
-    return lambda: loaded.run(None, feed)
+    session = _load(path, engine, threads)
+    spec = session.inputs[0]
+    return session.timer({spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32)})
 
 
 def time_in_turns(runs: Sequence[Callable[[], object]], effort: Effort) -> Times:
@@ -104,9 +106,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", action="store_true", help="print the seconds of every round")
     options = parser.parse_args()
-    pin(options.threads)
-    runs = [open_model(path, options.engine, options.threads) for path in options.models]
-    times = time_in_turns(runs, Effort(options.seconds, options.rounds))
+    chosen = chosen_cores(options.threads)
+    with cores.kept_to(chosen):
+        runs = [open_model(path, options.engine, options.threads) for path in options.models]
+        # ONNX Runtime's workers have the other cores; OpenVINO moves its threads itself.
+        with cores.kept_to(chosen[:1] if options.engine == "onnxruntime" else ()):
+            times = time_in_turns(runs, Effort(options.seconds, options.rounds))
     if options.json:
         print(json.dumps(times.tolist()))
         return

@@ -6,8 +6,8 @@ small embedding, and timed in turns. The time of one is taken to be
     a + b * rows * dim + the sum over its groups of MeasuredCosts.group
 
 which is linear in the numbers of `MeasuredCosts`; they are what fits best, by least squares of the relative error and none
-below zero. Worker threads sleep while they wait (no spinning): many sessions share the process, and those that spin would
-take each other's cores.
+below zero. Worker threads sleep while they wait (no spinning), for those of many sessions share the cores, and each keeps
+to one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from slimc import ir
+from slimc import cores, ir
 from slimc.backends import openvino, ort
 from slimc.backends.base import Session, Timer, image_input
 from slimc.costs import Kernel, MeasuredCosts, Work
@@ -119,7 +119,8 @@ def tune(backend: Backend, threads: int, advance: Callable[[float], None] = lamb
             oir.save(emit(network(section), target), path)
             sessions.append(_open(path, backend, threads))
             advance(0.3 * (i + 1) / len(chosen))
-        times = _time(sessions, lambda share: advance(0.3 + 0.7 * share)) / _BLOCKS
+        with cores.kept_to(cores.usable()[:1] if operator else ()):
+            times = _time(sessions, lambda share: advance(0.3 + 0.7 * share)) / _BLOCKS
     costs, error = fit(chosen, 1e6 * times, threads)
     return Tuning(costs, operator, sessions[0].backend, processor(), len(chosen), error)
 
@@ -127,7 +128,7 @@ def tune(backend: Backend, threads: int, advance: Callable[[float], None] = lamb
 def _open(path: Path, backend: Backend, threads: int) -> Session:
     if backend == "openvino":
         return openvino.load(path, threads=threads)
-    return ort.load(path, threads=threads, spinning=False)
+    return ort.load(path, threads=threads, steady=True)
 
 
 def _time(sessions: Sequence[Session], advance: Callable[[float], None]) -> Float64:

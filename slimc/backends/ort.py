@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from slimc import cores
 from slimc.backends.base import Array, TensorSpec, Timer, Timing
 from slimc.errors import MissingError, ModelFileError
 
@@ -66,14 +67,15 @@ def is_installed() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, spinning: bool = True) -> OrtSession:
+def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, steady: bool = False) -> OrtSession:
     """Load the ONNX model at `path`.
 
     Args:
         path: the model; external data lie beside it.
         provider: what runs it.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
-        spinning: whether threads that wait for work keep their core busy.
+        steady: for measuring several sessions in one process: threads that wait for work sleep, and workers keep to
+            the cores behind the first that this thread may use, one each.
 
     Raises:
         MissingError: onnxruntime or the provider is not on this machine.
@@ -86,8 +88,12 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, 
     options.log_severity_level = 4  # what matters is raised
     if threads is not None:
         options.intra_op_num_threads = threads
-    if not spinning:
+    if steady:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        workers = cores.usable()[1 : threads or 1]
+        if workers and len(workers) + 1 == threads:  # ONNX Runtime counts cores from 1
+            numbers = ";".join(str(core + 1) for core in workers)
+            options.add_session_config_entry("session.intra_op_thread_affinities", numbers)
     providers = [(_PROVIDERS[name], _OPTIONS.get(name, {})) for name in _chain(provider)]
     try:
         session = _session(onnxruntime, path, options, providers)
