@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.emit_absorbed import absorbs
+from slimc.attention_plan import absorbs
 from slimc.ir import Attention, Block, BlockRows, FloatArray, Head, Linear, Mlp, Model, block_rows
 from slimc.passes.rewrite import with_blocks
 from slimc.target import Target

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from slimc.attention_plan import rows_for_parts
 from slimc.costs import Work
 from slimc.ir import Attention, FloatArray, Head, Linear, Model, block_rows, map_arrays
 from slimc.passes.rewrite import with_blocks
@@ -42,7 +43,10 @@ class PackHeads:
             attention = block.attention
             if isinstance(attention, Attention) and attention.groups is None:
                 keys = rows.entering if attention.rows is None else len(attention.rows)
-                work = Work(model.dim, rows.leaving, keys, self.batch_size)
+                live = np.arange(rows.entering) if block.live is None else block.live
+                asking = rows_for_parts(attention, rows.entering, live, self.target)
+                divisible = None if asking is None else len(asking)
+                work = Work(model.dim, rows.leaving, keys, self.batch_size, divisible)
                 block = replace(block, attention=_pack(attention, self.target, work))  # noqa: PLW2901
             blocks.append(block)
         return with_blocks(model, tuple(blocks))

@@ -13,12 +13,17 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Work:
-    """What the heads of an attention are to do: in each of `batch` images `queries` rows ask `keys` rows, all `dim` wide."""
+    """What the heads of an attention are to do: in each of `batch` images `queries` rows ask `keys` rows, all `dim` wide.
+
+    `divisible` is how many rows ask where the queries of a head alone are cut into parts for the threads; none where they
+    cannot be.
+    """
 
     dim: int
     queries: int
     keys: int
     batch: int = 1
+    divisible: int | None = None
 
     @property
     def channel_macs(self) -> int:
@@ -72,7 +77,8 @@ class MeasuredCosts:
 
     projection   picoseconds a multiply-accumulate of the projections, which all threads share
     alone        a head by itself, whose products all threads share
-    together     several heads in one operator, of which every thread takes one at a time
+    together     several heads in one operator, of which every thread takes one at a time; a head whose queries are cut into
+                 a part for every thread is as many
     """
 
     threads: int
@@ -84,6 +90,8 @@ class MeasuredCosts:
         """The group's share of the projections, and its heads: alone or together."""
         rows = 2 * work.batch * (work.queries + work.keys)
         shared = 1e-6 * self.projection * rows * work.dim * heads * width
+        if heads == 1 and work.divisible is not None:
+            return shared + self.together.microseconds(work.batch, work.divisible // self.threads * work.keys, width)
         if heads == 1 and work.batch == 1:
             return shared + self.alone.microseconds(1, work.scores, width)
         kernel = self.together

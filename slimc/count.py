@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimc import ir
-from slimc.emit_absorbed import absorbed_macs, absorbed_params, absorbs
-from slimc.emit_projection import ghost_rows, head_groups, projects_ghosts, projects_once
+from slimc.attention_plan import absorbs, asking_rows, ghost_rows, head_groups, projects_ghosts, projects_once
+from slimc.emit_absorbed import absorbed_macs, absorbed_params
 from slimc.target import Target
 
 
@@ -146,14 +146,15 @@ def _attention_macs(attention: ir.Attention, entering: int, live: ir.IndexArray,
     columns = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
     once = projects_once(attention, entering, live, target)
     projected = columns if once or projects_ghosts(attention, len(keys), target) else len(keys)
-    computed_queries = columns if once else int(np.isin(live, keys).sum())
+    asking = asking_rows(attention, entering, live, target)
+    computed_queries = columns if once else int(np.isin(asking, keys).sum())
     macs = 0
     for group in head_groups(attention):
         for head in group:
             d_qk, d_v = head.query.weight.shape[0], head.value.weight.shape[0]
             dim = head.query.weight.shape[1]
             macs += dim * (computed_queries * d_qk + projected * (d_qk + d_v) + len(live) * d_v)
-            macs += len(live) * columns * (d_qk + d_v)
+            macs += len(asking) * columns * (d_qk + d_v)
     return macs
 
 

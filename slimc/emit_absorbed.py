@@ -15,23 +15,11 @@ import math
 import numpy as np
 
 from slimc import ir
-from slimc.emit_projection import bias_of, ghost_bias, ghost_rows
+from slimc.attention_plan import ghost_rows, widest_head
+from slimc.emit_projection import bias_of, ghost_bias
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.stream import Stream
 from slimc.target import Target
-
-
-def absorbs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> bool:
-    """Whether absorbing is exact and saves work, for a stream of `entering` rows of which `live` ask."""
-    keys = np.arange(entering) if attention.rows is None else attention.rows
-    heads = attention.heads
-    if not target.absorb or not np.isin(live, keys).all() or attention.scale != 1.0:
-        return False
-    if any(h.mask is not None or h.key.bias is not None or h.value.bias is not None for h in heads):
-        return False
-    dim, width = heads[0].query.weight.shape[1], _width(attention)
-    usual: int = dim * len(keys) * sum(len(h.key.weight) + len(h.value.weight) for h in heads)
-    return bool(2 * len(live) * len(heads) * dim * (len(keys) + 2 * width) < usual)
 
 
 def absorbed_macs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
@@ -39,25 +27,21 @@ def absorbed_macs(attention: ir.Attention, entering: int, live: ir.IndexArray, t
     keys = entering if attention.rows is None else len(attention.rows)
     columns = keys + ghost_rows(keys, attention.ghosts, target)
     dim, heads = int(attention.heads[0].query.weight.shape[1]), len(attention.heads)
-    return len(live) * heads * dim * (4 * _width(attention) + 2 * columns)
+    return len(live) * heads * dim * (4 * widest_head(attention) + 2 * columns)
 
 
 def absorbed_params(attention: ir.Attention) -> int:
     """Parameters of the branch without its norm and output bias: four padded matrices a head, and the query bias."""
     dim, heads = int(attention.heads[0].query.weight.shape[1]), len(attention.heads)
     biased = any(head.query.bias is not None for head in attention.heads)
-    return heads * _width(attention) * (4 * dim + (1 if biased else 0))
-
-
-def _width(attention: ir.Attention) -> int:
-    return int(max(max(len(head.query.weight), len(head.value.weight)) for head in attention.heads))
+    return heads * widest_head(attention) * (4 * dim + (1 if biased else 0))
 
 
 def emit_absorbed(
     graph: GraphBuilder, attention: ir.Attention, normalised: Stream, live: ir.IndexArray, name: str, target: Target
 ) -> tuple[Value, ir.FloatArray]:
     """What the heads mix [B * Nq, H * d], and the output projection's weight [C, H * d] that takes it."""
-    heads, width, batch = len(attention.heads), _width(attention), normalised.batch
+    heads, width, batch = len(attention.heads), widest_head(attention), normalised.batch
     dim = dims(normalised.matrix)[1]
     keys = np.arange(normalised.rows) if attention.rows is None else attention.rows
     asking = normalised.take(graph, live, f"{name}.queries")

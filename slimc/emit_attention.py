@@ -14,14 +14,13 @@ from typing import Literal
 import numpy as np
 
 from slimc import ir
-from slimc.emit_absorbed import absorbs, emit_absorbed
+from slimc.attention_plan import absorbs, asking_rows, ghost_rows, head_groups
+from slimc.emit_absorbed import emit_absorbed
 from slimc.emit_projection import (
     Layout,
     Operands,
     bias_of,
     ghost_bias,
-    ghost_rows,
-    head_groups,
     project,
 )
 from slimc.emit_tokens import Kept
@@ -110,16 +109,21 @@ def _mix_groups(
     """What all heads mix: [B * live, sum of widths]; `hidden` is added to the scores, `gates` switch heads off."""
     groups = head_groups(attention)
     plain = hidden is None and gates is None and all(head.mask is None for head in attention.heads)
-    layout = Layout(
-        normalised.batch, tuple(map(len, groups)), plain and target.attention_operator and graph.opset >= 23
-    )
-    operands = project(graph, attention, normalised, live, name, target, layout)
+    operator = plain and target.attention_operator and graph.opset >= 23
+    asking = asking_rows(attention, normalised.rows, live, target) if operator else live
+    parts = target.query_parts if len(asking) % target.query_parts == 0 else 1
+    layout = Layout(normalised.batch, tuple(map(len, groups)), operator, parts)
+    operands = project(graph, attention, normalised, live, asking, name, target, layout)
     mixed = []
     for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
         label = name if len(groups) == 1 else f"{name}.group{i}"
-        mix = _mix_at_once if layout.operator and len(group) > 1 else _mix
-        mixed.append(mix(graph, attention, group, operand, label, target, hidden))
+        if layout.uses_operator(len(group)):
+            mixed.append(_mix_at_once(graph, attention, group, operand, label, target, layout))
+        else:
+            mixed.append(_mix(graph, attention, group, operand, label, target, hidden))
     joined = _join(graph, mixed, groups, name)
+    if len(asking) > len(live):
+        joined = normalised.replace(joined).take(graph, np.arange(len(live)), f"{name}.live").matrix
     return joined if gates is None else _gate(graph, gates, groups, operands, joined, live, name)
 
 
@@ -130,19 +134,27 @@ def _mix_at_once(
     operands: Operands,
     name: str,
     target: Target,
-    hidden: Value | None,
+    layout: Layout,
 ) -> Value:
-    """softmax(q k^T) v of one group by the Attention operator."""
-    assert hidden is None
+    """softmax(q k^T) v of one group by the Attention operator.
+
+    A head alone is as many heads as there are parts of its queries, which all have the same keys and values: query i is
+    part i modulo their number, so that cutting and joining them moves nothing.
+    """
     query, key, value, rows = operands.query, operands.key, operands.value, operands.ghost_rows
     if attention.ghosts and not rows:
         rows = ghost_rows(dims(key)[1], attention.ghosts, target)
-        key, value = _with_ghosts(graph, rows, group, key, value, name)
+        key, value = _with_ghosts(graph, rows, group, key, value, name, transposed=False)
+    heads, (batch, count, width) = len(group), dims(query)
+    parts = layout.parts if heads == 1 else 1
+    query = graph.reshape(query, (batch, count // parts, parts * width), f"{name}.q.parts")
     bias = None
     if rows != attention.ghosts:
-        scores = (dims(query)[0], len(group), dims(query)[1], dims(key)[1])
+        scores = (batch, heads * parts, count // parts, dims(key)[1])
         bias = ghost_bias(graph, scores, attention.ghosts, rows, full=True)
-    return graph.attention(query, key, value, bias, len(group), attention.scale, f"{name}.mixed")
+    whole = f"{name}.mixed" if parts == 1 else f"{name}.mixed.parts"
+    mixed = graph.attention(query, key, value, bias, (heads * parts, heads), attention.scale, whole)
+    return graph.reshape(mixed, (batch, count, dims(value)[2]), f"{name}.mixed")
 
 
 def _mix(
@@ -163,7 +175,7 @@ def _mix(
     rows = operands.ghost_rows
     if attention.ghosts and not rows:
         rows = ghost_rows(dims(key)[-1], attention.ghosts, target)
-        key, value = _with_ghosts(graph, rows, group, key, value, name)
+        key, value = _with_ghosts(graph, rows, group, key, value, name, transposed=True)
     scores = graph.matmul(query, key, f"{name}.scores")
     if rows != attention.ghosts:
         scores = graph.add(scores, ghost_bias(graph, dims(scores), attention.ghosts, rows), f"{name}.scores.ghosts")
@@ -231,10 +243,9 @@ def _masked(
 
 
 def _with_ghosts(
-    graph: GraphBuilder, rows: int, group: tuple[ir.Head, ...], key: Value, value: Value, name: str
+    graph: GraphBuilder, rows: int, group: tuple[ir.Head, ...], key: Value, value: Value, name: str, *, transposed: bool
 ) -> tuple[Value, Value]:
-    """Keys and values with `rows` rows appended that are what a zero row gives: the biases."""
-    transposed = len(group) == 1 or len(dims(key)) == 4
+    """Keys, perhaps `transposed`, and values with `rows` rows appended that are what a zero row gives: the biases."""
     keys = _repeated([head.key for head in group], group, rows, dims(key))
     values = _repeated([head.value for head in group], group, rows, dims(value))
     axis = len(dims(key)) - 2

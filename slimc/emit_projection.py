@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimc import ir
+from slimc.attention_plan import ghost_rows, head_groups, projects_ghosts, projects_once
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.stream import Stream
 from slimc.target import Target
@@ -31,17 +32,23 @@ class Layout:
     One head        [B, N, d]; it needs no transposing
     several heads   [B, H, N, d], or with `operator` [B, N, H d]: as the Attention operator takes them
 
-    Where no group goes to the operator, one image has no batch axis: [N, d].
+    With `parts` the queries of one head are cut into so many, which the operator takes for heads. Where no group goes to
+    the operator, one image has no batch axis: [N, d].
     """
 
     batch: int
     sizes: tuple[int, ...]
     operator: bool
+    parts: int = 1
+
+    def uses_operator(self, heads: int) -> bool:
+        """Whether a group of so many heads goes to the Attention operator."""
+        return self.operator and (heads > 1 or self.parts > 1)
 
     @property
     def flat(self) -> bool:
         """Whether rows are one axis from projection to projection."""
-        return self.batch == 1 and not (self.operator and max(self.sizes) > 1)
+        return self.batch == 1 and not any(self.uses_operator(heads) for heads in self.sizes)
 
 
 @dataclass(frozen=True)
@@ -59,31 +66,15 @@ class Operands:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Rows of the normalised stream, by role: `keys` are asked, `live` ask; `seen` marks the live ones among the keys."""
+    """Rows of the normalised stream, by role: `keys` are asked, `asking` ask; `seen` marks those of them that are keys."""
 
     normalised: Stream
     keys: ir.IndexArray
-    live: ir.IndexArray
+    asking: ir.IndexArray
 
     @property
     def seen(self) -> ir.BoolArray:
-        return np.isin(self.live, self.keys)
-
-
-def head_groups(attention: ir.Attention) -> list[tuple[ir.Head, ...]]:
-    """Heads by group: as packed, else runs of equal widths."""
-    if attention.groups is None:
-        runs = itertools.groupby(attention.heads, key=lambda h: (h.query.weight.shape[0], h.value.weight.shape[0]))
-        return [tuple(run) for _, run in runs]
-    heads = iter(attention.heads)
-    return [tuple(itertools.islice(heads, size)) for size in attention.groups]
-
-
-def ghost_rows(keys: int, ghosts: int, target: Target) -> int:
-    """Zero rows to append to `keys` keys that stand for `ghosts` ghosts; none where there are no ghosts."""
-    if ghosts <= target.exact_ghosts:
-        return ghosts
-    return -keys % target.key_multiple or target.key_multiple
+        return np.isin(self.asking, self.keys)
 
 
 def ghost_bias(graph: GraphBuilder, scores: tuple[int, ...], ghosts: int, rows: int, *, full: bool = False) -> Value:
@@ -102,38 +93,23 @@ def ghost_bias(graph: GraphBuilder, scores: tuple[int, ...], ghosts: int, rows: 
     return graph.constant(bias, "ghosts")
 
 
-def projects_ghosts(attention: ir.Attention, keys: int, target: Target) -> bool:
-    """Whether the product that makes the keys and values of `keys` rows makes those of the ghosts too."""
-    channels = sum(head.key.weight.size + head.value.weight.size for head in attention.heads)
-    return ghost_rows(keys, attention.ghosts, target) * channels <= target.spare_query_macs
-
-
-def projects_once(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> bool:
-    """Whether one product makes queries, keys and values, for a stream of `entering` rows of which `live` ask."""
-    keys = np.arange(entering) if attention.rows is None else attention.rows
-    if not np.isin(live, keys).all() or any(h.key.bias is not None for h in attention.heads):
-        return False
-    computed = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
-    channels = sum(head.query.weight.size for head in attention.heads)
-    return (computed - len(live)) * channels <= target.spare_query_macs
-
-
 def project(
     graph: GraphBuilder,
     attention: ir.Attention,
     normalised: Stream,
     live: ir.IndexArray,
+    asking: ir.IndexArray,
     name: str,
     target: Target,
     layout: Layout,
 ) -> list[Operands]:
-    """Operands of every group, from the normalised stream of which the `live` rows ask."""
+    """Operands of every group, from the normalised stream of which the `asking` rows ask; see `slimc.attention_plan`."""
     keys = np.arange(normalised.rows) if attention.rows is None else attention.rows
     once = projects_once(attention, normalised.rows, live, target)
     together = once or projects_ghosts(attention, len(keys), target)
     ghosts = ghost_rows(len(keys), attention.ghosts, target) if together else 0
     asked = normalised.take(graph, keys, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
-    rows = _Rows(normalised, keys, live)
+    rows = _Rows(normalised, keys, asking)
     if once:
         cut = _project_once(graph, attention, rows, asked, name, target, layout)
     else:
@@ -156,7 +132,7 @@ def _project_apart(
     """Keys and values from one product; queries from the same where all biases are alike, else from their own."""
     parts = _parts(attention)
     biases = {linear.bias is not None for lists in parts.values() for group in lists for linear in group}
-    if np.array_equal(rows.live, rows.keys) and asked.rows == len(rows.keys) and len(biases) == 1:
+    if np.array_equal(rows.asking, rows.keys) and asked.rows == len(rows.keys) and len(biases) == 1:
         outputs = _fused(graph, parts, "qkv", asked, name, layout)
     else:
         outputs = _fused(graph, {kind: parts[kind] for kind in "kv"}, "kv", asked, name, layout)
@@ -174,8 +150,9 @@ def _project_once(
     layout: Layout,
 ) -> list[tuple[Value, Value, Value]]:
     """Everything from one product over all keys; queries are selected once they are cut into heads."""
-    order = np.argsort(rows.keys)
-    asking = order[np.searchsorted(rows.keys, rows.live, sorter=order)]
+    # Where every row is a key, ghosts may ask as well.
+    place = {int(row): i for i, row in enumerate(rows.keys)} if attention.rows is not None else None
+    asking = rows.asking if place is None else np.array([place[int(row)] for row in rows.asking])
     parts = _parts(attention)
     if not target.bias_in_product:
         parts["q"] = [[ir.Linear(linear.weight) for linear in group] for group in parts["q"]]
@@ -261,12 +238,12 @@ def bias_of(linear: ir.Linear) -> ir.FloatArray:
 
 
 def _queries(graph: GraphBuilder, groups: list[list[ir.Linear]], rows: _Rows, name: str, layout: Layout) -> list[Value]:
-    """Queries of the live rows for every group; a row that attention does not see has the query bias for its query."""
+    """Queries of the asking rows for every group; a row that attention does not see has the query bias for its query."""
     linears = [linear for group in groups for linear in group]
     seen, normalised = rows.seen, rows.normalised
     parts: list[tuple[Stream, ir.IndexArray]] = []
     if seen.any():
-        asking = normalised.take(graph, rows.live[seen], f"{name}.queries")
+        asking = normalised.take(graph, rows.asking[seen], f"{name}.queries")
         parts.append((asking.replace(_gemm(graph, linears, asking, f"{name}.q")), np.flatnonzero(seen)))
     if not seen.all():
         blind = np.flatnonzero(~seen)
@@ -280,11 +257,11 @@ def _queries(graph: GraphBuilder, groups: list[list[ir.Linear]], rows: _Rows, na
 
 def _heads(graph: GraphBuilder, columns: Value, heads: int, layout: Layout, transposed: bool, name: str) -> Value:
     """The columns of a group as its attention takes them."""
+    if layout.uses_operator(heads):
+        return columns
     if heads == 1:
         axes = [*range(len(dims(columns)) - 2), len(dims(columns)) - 1, len(dims(columns)) - 2]
         return graph.transpose(columns, axes, name) if transposed else columns
-    if layout.operator:
-        return columns
     rows, width = math.prod(dims(columns)[:-1]), dims(columns)[-1]
     split = graph.reshape(columns, (layout.batch, rows // layout.batch, heads, width // heads), f"{name}.split")
     return graph.transpose(split, (0, 2, 3, 1) if transposed else (0, 2, 1, 3), name)

@@ -230,12 +230,23 @@ class GraphBuilder:
         return self.op("Softmax", [x], name, dims(x), {"axis": -1})
 
     def attention(
-        self, query: Value, key: Value, value: Value, bias: Value | None, heads: int, scale: float, name: str
+        self,
+        query: Value,
+        key: Value,
+        value: Value,
+        bias: Value | None,
+        heads: tuple[int, int],
+        scale: float,
+        name: str,
     ) -> Value:
-        """softmax(scale q k^T + bias) v by heads (opset 23), all [B, N, heads * width]; bias [queries, keys]."""
-        attributes = {"q_num_heads": heads, "kv_num_heads": heads, "scale": scale}
+        """softmax(scale q k^T + bias) v by heads (opset 23), all [B, N, heads * width].
+
+        `heads` are those of the queries and those of keys and values, each of which serves as many of the former.
+        """
+        asking, asked = heads
+        attributes = {"q_num_heads": asking, "kv_num_heads": asked, "scale": scale}
         inputs = [query, key, value] if bias is None else [query, key, value, bias]
-        return self.op("Attention", inputs, name, (*dims(query)[:2], dims(value)[2]), attributes)
+        return self.op("Attention", inputs, name, (*dims(query)[:2], dims(value)[2] // asked * asking), attributes)
 
     def layer_norm(self, x: Value, norm: LayerNorm, module: str, name: str) -> Value:
         """LayerNormalization over the last axis with the parameters of `module`."""

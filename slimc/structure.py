@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from slimc import ir
+from slimc.attention_plan import head_groups
 from slimc.count import block_macs, selection_macs, used_rows
-from slimc.emit_projection import head_groups
 from slimc.target import Target
 
 

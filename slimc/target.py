@@ -28,7 +28,8 @@ class Target:
     `residual_in_product` lets the last product of a branch add the residual stream, for its bias becomes a channel.
 
     Attention: `absorb` lets attentions of few queries do without keys and values, which costs fused attention kernels.
-    With `attention_operator` groups of several heads are computed by ONNX's Attention.
+    With `attention_operator` groups of several heads are computed by ONNX's Attention, and so is a head alone, its queries
+    cut into `query_parts` parts, where their number allows that.
 
     `tuned` says what the costs were measured on.
     """
@@ -48,6 +49,7 @@ class Target:
     residual_in_product: bool = False
     absorb: bool = False
     attention_operator: bool = False
+    query_parts: int = 1
     tuned: str = ""
 
 
@@ -104,13 +106,18 @@ def _cpu(threads: int | None, tuning: Path | None) -> Target:
         residual_in_product=True,
         absorb=True,
         attention_operator=found.operator,
+        query_parts=found.costs.threads if found.operator else 1,
         tuned=f"{found.library}, threads: {found.costs.threads}",
     )
 
 
 def without_operator(target: Target) -> Target:
     """`target` where the Attention operator cannot be used: heads that it would have taken are computed one by one."""
-    return replace(target, attention_operator=False, max_heads=1, tuned="") if target.attention_operator else target
+    return (
+        replace(target, attention_operator=False, query_parts=1, max_heads=1, tuned="")
+        if target.attention_operator
+        else target
+    )
 
 
 def for_half_precision(target: Target) -> Target:

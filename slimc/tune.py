@@ -36,11 +36,12 @@ Backend = Literal["onnxruntime", "openvino"]
 Float64 = npt.NDArray[np.float64]
 
 _BLOCKS = 4
-_ROUNDS = 9
+_LOADINGS = 3  # of every model: where its weights come to lie in memory changes its time
+_ROUNDS = 3
 _RUNS = 3  # of a model in a row; the fastest counts
 _DIMS = (192, 384, 768)
-_SIDES = (12, 14)
-_SECTIONS = 12  # for every width and number of rows
+_SIDES = (12, 13, 14)  # 145 rows, 170, whose number is even, and 197 as DeiT has
+_SECTIONS = 8  # for every width and number of rows
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,10 @@ class Section:
     side: int
     groups: tuple[tuple[int, int], ...]
 
-    @property
-    def work(self) -> Work:
-        """What its heads are to do."""
+    def work(self, parts: int = 1) -> Work:
+        """What its heads are to do; `parts` is how many a head alone is cut into where that can be done."""
         rows = self.side**2 + 1
-        return Work(self.dim, rows, rows)
+        return Work(self.dim, rows, rows, divisible=rows if parts > 1 and rows % parts == 0 else None)
 
 
 def sections() -> tuple[Section, ...]:
@@ -104,24 +104,28 @@ def network(section: Section) -> ir.Model:
     )
 
 
-def tune(backend: Backend, threads: int, advance: Callable[[float], None] = lambda _: None) -> Tuning:
+def measure_costs(backend: Backend, threads: int, advance: Callable[[float], None] = lambda _: None) -> Tuning:
     """Measure the costs on this machine for `threads` threads; `advance` is told which share of the work is done.
 
     Raises:
         MissingError: the back end is not installed.
     """
     chosen, operator = sections(), backend == "onnxruntime"
-    target = Target("cpu", residual_in_product=True, attention_operator=operator)
+    parts = threads if operator else 1
+    target = Target("cpu", residual_in_product=True, attention_operator=operator, query_parts=parts)
+    times: list[Float64] = []
     with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        sessions = []
-        for i, section in enumerate(chosen):
-            path = Path(directory) / f"{i}.onnx"
+        paths = [Path(directory) / f"{i}.onnx" for i in range(len(chosen))]
+        for section, path in zip(chosen, paths, strict=True):
             oir.save(emit(network(section), target), path)
-            sessions.append(_open(path, backend, threads))
-            advance(0.3 * (i + 1) / len(chosen))
-        with cores.kept_to(cores.usable()[:1] if operator else ()):
-            times = _time(sessions, lambda share: advance(0.3 + 0.7 * share)) / _BLOCKS
-    costs, error = fit(chosen, 1e6 * times, threads)
+        for loading in range(_LOADINGS):
+            sessions = [_open(path, backend, threads) for path in paths]
+            with cores.kept_to(cores.usable()[:1] if operator else ()):
+                for i in range(_ROUNDS):
+                    times.append(_round(sessions))
+                    advance((loading * _ROUNDS + i + 1) / (_LOADINGS * _ROUNDS))
+    microseconds = 1e6 * np.median(times, axis=0) / _BLOCKS
+    costs, error = fit(chosen, microseconds, threads, parts)
     return Tuning(costs, operator, sessions[0].backend, processor(), len(chosen), error)
 
 
@@ -131,14 +135,10 @@ def _open(path: Path, backend: Backend, threads: int) -> Session:
     return ort.load(path, threads=threads, steady=True)
 
 
-def _time(sessions: Sequence[Session], advance: Callable[[float], None]) -> Float64:
-    """Median seconds of one run of each session, in turns."""
+def _round(sessions: Sequence[Session]) -> Float64:
+    """Seconds of one run of each session, in turns."""
     timers = [_timer(session) for session in sessions]
-    rounds = []
-    for i in range(_ROUNDS):
-        rounds.append([min(timer().latency for _ in range(_RUNS)) for timer in timers])
-        advance((i + 1) / _ROUNDS)
-    return np.asarray(np.median(rounds, axis=0))
+    return np.array([min(timer().latency for _ in range(_RUNS)) for timer in timers])
 
 
 def _timer(session: Session) -> Timer:
@@ -146,18 +146,19 @@ def _timer(session: Session) -> Timer:
     return session.timer({spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32)})
 
 
-def fit(chosen: Sequence[Section], microseconds: Float64, threads: int) -> tuple[MeasuredCosts, float]:
-    """The costs that explain the times of sections, and the root mean square of the relative error that is left."""
+def fit(chosen: Sequence[Section], microseconds: Float64, threads: int, parts: int) -> tuple[MeasuredCosts, float]:
+    """The costs that explain the times of sections best, to four digits, and the relative error left (root mean square)."""
     units = _units(threads)
-    rows = [[1.0, section.dim * section.work.queries, *(_cost(unit, section) for unit in units)] for section in chosen]
+    rows = [[1.0, s.dim * s.work().queries, *(cost(unit, s, parts) for unit in units)] for s in chosen]
     design = np.array(rows) / microseconds[:, None]
     numbers = nonnegative_least_squares(design, np.ones(len(chosen)))
     error = float(np.sqrt(np.mean((design @ numbers - 1.0) ** 2)))
-    return _with_numbers(threads, numbers[2:]), error
+    return _with_numbers(threads, np.array([float(f"{number:.4g}") for number in numbers[2:]])), error
 
 
-def _cost(costs: MeasuredCosts, section: Section) -> float:
-    return sum(costs.group(heads, width, section.work) for heads, width in section.groups)
+def cost(costs: MeasuredCosts, section: Section, parts: int) -> float:
+    """What the groups of `section` cost."""
+    return sum(costs.group(heads, width, section.work(parts)) for heads, width in section.groups)
 
 
 def _units(threads: int) -> list[MeasuredCosts]:

@@ -17,7 +17,7 @@ from slimc.target import find_target
 
 
 def emitted(
-    network: ir.Model, *, target: str = "generic", batch_size: int = 1, opset: int | None = 17
+    network: ir.Model, *, target: str = "generic", batch_size: int = 1, opset: int | None = None
 ) -> onnx.ModelProto:
     """`network` as ONNX."""
     return oir.to_proto(emit(network, find_target(target), batch_size=batch_size, opset=opset))
@@ -93,13 +93,13 @@ def macs(model: onnx.ModelProto) -> int:
     shapes = inferred_shapes(model)
     attentions = [node for node in model.graph.node if node.op_type == "Attention"]
     return sum(product.macs for product in products(model).values()) + sum(
-        _attention_macs(*(shapes[name] for name in node.input[:3])) for node in attentions
+        _attention_macs(shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]) for node in attentions
     )
 
 
-def _attention_macs(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> int:
-    """Of scores and mixing, whatever the number of heads: [B, Nq, H d], [B, Nk, H d], [B, Nk, H dv]."""
-    return query[0] * query[1] * key[1] * (query[2] + value[2])
+def _attention_macs(query: tuple[int, ...], key: tuple[int, ...], mixed: tuple[int, ...]) -> int:
+    """Of scores and mixing, whatever the heads: [B, Nq, heads d], [B, Nk, ...], [B, Nq, heads dv]."""
+    return query[0] * query[1] * key[1] * (query[2] + mixed[2])
 
 
 def parameters(model: onnx.ModelProto) -> int:

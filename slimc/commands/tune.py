@@ -31,7 +31,7 @@ def command(
     from slimc.console import Output
     from slimc.errors import OptionError
     from slimc.files import check_writable
-    from slimc.tune import describe, tune
+    from slimc.tune import describe, measure_costs
     from slimc.tuning import write_tuning
 
     if backend not in ("onnxruntime", "openvino"):
@@ -42,7 +42,7 @@ def command(
     out = Output(json, quiet)
     busy = load_warning()
     with out.progress(f"timing attentions, threads: {threads}") as advance:
-        tuning = tune(backend, threads, advance)  # type: ignore[arg-type]
+        tuning = measure_costs(backend, threads, advance)  # type: ignore[arg-type]
     write_tuning(tuning, output)
     out.result({**asdict(tuning), "output": str(output), "warnings": [busy] if busy else []})
     out.table("", (tuning.library, f"threads: {threads}"), describe(tuning.costs))

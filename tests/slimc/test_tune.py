@@ -12,7 +12,7 @@ from slimc.costs import Kernel, MeasuredCosts
 from slimc.emit import emit
 from slimc.passes.pack_heads import partition
 from slimc.target import Target, find_target
-from slimc.tune import Section, describe, fit, network, nonnegative_least_squares, sections
+from slimc.tune import Section, cost, describe, fit, network, nonnegative_least_squares, sections
 from slimc.tuning import read_tuning
 from slimc.validate import validate
 from tests.cli import slimc
@@ -39,8 +39,8 @@ def test_a_section_becomes_a_network_of_its_groups():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_times_without_noise_give_back_the_costs_that_they_are_made_of(threads):
     known = MeasuredCosts(threads, KNOWN.projection, KNOWN.alone, KNOWN.together)
-    times = np.array([3.0 + 1e-4 * s.dim * s.work.queries + tune._cost(known, s) for s in sections()])
-    found, error = fit(sections(), times, threads)
+    times = np.array([3.0 + 1e-4 * s.dim * s.work().queries + cost(known, s, threads) for s in sections()])
+    found, error = fit(sections(), times, threads, threads)
     assert error < 1e-9
     for got, wanted in zip(numbers(found), numbers(known), strict=True):
         assert got == pytest.approx(wanted, rel=1e-6)
@@ -53,10 +53,10 @@ def numbers(costs: MeasuredCosts) -> list[float]:
 
 def test_times_with_noise_give_costs_that_choose_nearly_as_well():
     noise = np.random.default_rng(0).normal(1.0, 0.03, len(sections()))
-    times = noise * [3.0 + 1e-4 * s.dim * s.work.queries + tune._cost(KNOWN, s) for s in sections()]
-    found, error = fit(sections(), times, 2)
+    times = noise * [3.0 + 1e-4 * s.dim * s.work().queries + cost(KNOWN, s, 2) for s in sections()]
+    found, error = fit(sections(), times, 2, 2)
     assert 0.01 < error < 0.05
-    widths, work = [64, 64, 55, 44, 35, 18], Section(384, 14, ()).work
+    widths, work = [64, 64, 55, 44, 35, 18], Section(384, 14, ()).work()
     spent = [cost_of(partition(widths, Target("any", costs=costs), work), widths, work) for costs in (found, KNOWN)]
     assert spent[0] <= 1.03 * spent[1]
 
@@ -90,7 +90,8 @@ def short(monkeypatch):
     monkeypatch.setattr(tune, "_DIMS", (48,))
     monkeypatch.setattr(tune, "_SIDES", (4, 5))
     monkeypatch.setattr(tune, "_SECTIONS", 6)
-    monkeypatch.setattr(tune, "_ROUNDS", 2)
+    monkeypatch.setattr(tune, "_LOADINGS", 2)
+    monkeypatch.setattr(tune, "_ROUNDS", 1)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
