@@ -11,9 +11,8 @@ import argparse
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -68,28 +67,22 @@ def measure(size: str, threads: int, folder: Path, budget: float = 0.7) -> Itera
             }
 
 
-def operators_table(rows: list[Row]) -> str:
+def operators_table(rows: Sequence[Row]) -> str:
     """One line an operator: its nodes and milliseconds in both models, by number of threads."""
-    threads = sorted({row["threads"] for row in rows})
-    columns = ["operator"]
-    columns += [f"{name}, {n} thr. ({unit})" for n in threads for name in MODELS for unit in ("nodes", "ms")]
-    cells = {(row["operator"], row["threads"], row["model"]): row for row in rows}
+    runs = [(n, name) for n in sorted({row["threads"] for row in rows}) for name in MODELS]
+    cells = {(row["threads"], row["model"], row["operator"]): row for row in rows}
     weight: dict[str, float] = defaultdict(float)
     for row in rows:
         weight[row["operator"]] += row["ms"]
     lines = []
     for kind in sorted(weight, key=lambda kind: -weight[kind]):
-        line = [kind]
-        for key in ((kind, n, name) for n in threads for name in MODELS):
-            row: Any = cells.get(key)
-            line += ["", ""] if row is None else [str(row["nodes"]), f"{row['ms']:.2f}"]
-        lines.append(line)
-    totals = ["all"]
-    for n in threads:
-        for name in MODELS:
-            chosen = [row for row in rows if row["threads"] == n and row["model"] == name]
-            totals += [str(sum(row["nodes"] for row in chosen)), f"{sum(row['ms'] for row in chosen):.2f}"]
-    return table(columns, [*lines, totals])
+        found = [cells.get((*run, kind)) for run in runs]
+        lines.append([kind, *("" if row is None else f"{row['ms']:.2f} ({row['nodes']})" for row in found)])
+    sums = [[row for row in rows if (row["threads"], row["model"]) == run] for run in runs]
+    lines.append(
+        ["all", *(f"{sum(row['ms'] for row in part):.2f} ({sum(row['nodes'] for row in part)})" for part in sums)]
+    )
+    return table(["operator, ms (nodes)", *(f"{name}, threads: {n}" for n, name in runs)], lines)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.checkpoints import SIZES as CHECKPOINTS
 from benchmarks.dynamic_vit import SIZES as DYNAMIC_CHECKPOINTS
 from benchmarks.latency import SYSTEMS, Case
+from benchmarks.operators import operators_table
 from benchmarks.plots import plot_compile, plot_latency
 from benchmarks.store import Row, machine, table
 from slimc.files import replacing
@@ -38,6 +39,8 @@ def write(folder: Path, rows: Mapping[str, Sequence[Row]]) -> None:
         latency = sorted(rows["latency"], key=_place)
         parts += [_latency(latency, engine, title) for engine, title in _ENGINES.items()]
         plot_latency(latency, folder / "latency.png")
+    if rows["operators"]:
+        parts.append(_operators(rows["operators"]))
     if rows["adaptive"]:
         parts.append(_adaptive(rows["adaptive"]))
     if rows["compile"]:
@@ -93,6 +96,14 @@ def _latency(rows: Sequence[Row], engine: str, title: str) -> str:
         "interleaved rounds. At one thread, processor time is what latency is on a machine that does nothing else."
     )
     return f"## Latency, {title}\n\n{explained}\n\n{table(columns, lines)}"
+
+
+def _operators(rows: Sequence[Row]) -> str:
+    explained = (
+        "DeiT-S at 0.7, batch 1: milliseconds and nodes of one run by ONNX Runtime's profiler, which adds a few "
+        "microseconds to every node."
+    )
+    return f"## Where the time goes\n\n{explained}\n\n{operators_table(rows)}"
 
 
 def _compile(rows: Sequence[Row]) -> str:

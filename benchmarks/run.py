@@ -1,7 +1,7 @@
 """One command for every figure in the README: JSON, markdown tables and pictures.
 
     python -m benchmarks.run --quick                   DeiT-T and -S, a few minutes
-    python -m benchmarks.run                           everything, about 20 minutes
+    python -m benchmarks.run                           everything, about an hour
     python -m benchmarks.run --only latency --sizes deit-s --threads 1 --batch-sizes 1 --seconds 60
 
 Rows are kept in the JSON files: a second run measures what is missing, or was measured for a shorter time. `--fresh` forgets
@@ -22,14 +22,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import compile as compile_cost
-from benchmarks import kernels, report
+from benchmarks import kernels, operators, report
 from benchmarks.checkpoints import SIZES
 from benchmarks.dynamic_vit import SIZES as DYNAMIC_SIZES
 from benchmarks.latency import SYSTEMS, TIMM, Bench, Case
 from benchmarks.store import Store
 from benchmarks.timing import ENGINES, Effort
 
-SECTIONS = ("kernels", "latency", "adaptive", "compile")
+SECTIONS = ("kernels", "latency", "operators", "adaptive", "compile")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,14 @@ def run_latency(plan: Plan, store: Store, folder: Path) -> None:
             path.unlink()
 
 
+def run_operators(plan: Plan, store: Store, folder: Path) -> None:
+    """Where the time of DeiT-S goes."""
+    for threads in plan.threads:
+        key = {"size": "deit-s", "threads": threads}
+        if not store.has(key):
+            store.put(key, list(operators.measure("deit-s", threads, folder)))
+
+
 def run_adaptive(plan: Plan, store: Store, folder: Path) -> None:
     """AdaViT's ways at full size, each over the same pictures: means, for its cost depends on the picture."""
     if store.has({}, plan.effort.seconds):
@@ -121,6 +129,8 @@ def main() -> None:
             run_kernels(plan, stores["kernels"], folder)
         if "latency" in plan.sections:
             run_latency(plan, stores["latency"], folder)
+        if "operators" in plan.sections:
+            run_operators(plan, stores["operators"], folder)
         if "adaptive" in plan.sections:
             run_adaptive(plan, stores["adaptive"], folder)
         if "compile" in plan.sections:
