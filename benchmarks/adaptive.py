@@ -42,7 +42,7 @@ class Row:
     milliseconds: float
     time_share: float
     macs_share: float
-    cut_arrived: float
+    cut_arrived: float | None
     speed_up_arrived: float
     worst_to_dense: float
 
@@ -105,7 +105,7 @@ def rows(
                 milliseconds=float(times[way].mean() * 1e3),
                 time_share=float(time_share),
                 macs_share=float(macs_share),
-                cut_arrived=float((1 - time_share) / cut) if cut > 0.01 else float("nan"),
+                cut_arrived=float((1 - time_share) / cut) if cut > 0.01 else None,
                 speed_up_arrived=float(macs_share / time_share),
                 worst_to_dense=worst[way],
             )
@@ -147,9 +147,10 @@ def main() -> None:
         "way                       ms   time  MACs (of masked)  of the MAC cut  of the speed-up  worst image to dense"
     )
     for row in found:
+        arrived = "" if row.cut_arrived is None else f"{row.cut_arrived:.1%}"
         print(
             f"{row.way:22} {row.milliseconds:6.2f}  {row.time_share:.3f} {row.macs_share:.3f}           "
-            f"{row.cut_arrived:10.1%}  {row.speed_up_arrived:14.1%}  {row.worst_to_dense:18.3f}"
+            f"{arrived:>10}  {row.speed_up_arrived:14.1%}  {row.worst_to_dense:18.3f}"
         )
     if options.json:
         options.json.write_text(json.dumps([vars(row) for row in found], indent=2) + "\n")

@@ -1,9 +1,10 @@
-"""Compile time and peak memory: slimc (verified) against torch.onnx.export (not verified), as whole processes in turns.
+"""Compile time and peak memory: slimc against torch.onnx.export, as whole processes in turns.
 
-    python -m benchmarks.compile deit-s --runs 3 [--no-onnxslim]
+    python -m benchmarks.compile deit-s --runs 3
 
-Prints wall seconds, the ratio of the two and the peak memory, as JSON. The process that measures imports next to nothing: a
-child's peak begins with what its parent had when it was started.
+slimc compares the model that it writes with the network, unless it is told not to; torch.onnx.export does not. onnxslim,
+which folds constants and drops what nobody reads, wants the weights within one protobuf message, so the largest networks go
+without. The process that measures imports next to nothing: a child's peak begins with what its parent had when it started.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+SLIMC, UNVERIFIED, TORCH, ONNXSLIM = "slimc", "slimc --no-verify", "torch.onnx.export", "torch.onnx.export + onnxslim"
+WAYS = (SLIMC, UNVERIFIED, TORCH, ONNXSLIM)
 _IMPORTS = (
     "import torch, onnx, onnx_ir, onnxruntime, slimc.export, slimc.models.vit_slim_network; import os; os._exit(0)"
 )
-_PROTOBUF_LIMIT = 2**31  # bytes; onnxslim wants the weights within one message
+_PROTOBUF_LIMIT = 2**31  # bytes
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of one size: medians over the runs; `ratio` is the median of the pairs' ratios."""
+    """What one way takes for one size: medians over the runs; `ratio` is the median of slimc's times over its own."""
 
     size: str
+    way: str
     checkpoint_mb: float
-    slimc_seconds: float
-    torch_seconds: float
+    seconds: float
     ratio: float
-    slimc_peak_mb: float
-    torch_peak_mb: float
+    peak_mb: float
     import_peak_mb: float
-    times_checkpoint: float
-    onnxslim: bool
+    runs: int
 
 
 def run(command: list[str]) -> Run:
@@ -60,49 +61,49 @@ def run(command: list[str]) -> Run:
     return Run(time.perf_counter() - start, usage.ru_maxrss / 1024)
 
 
-def measure(size: str, runs: int) -> dict[str, Any]:
-    """The fields of a `Row`, measured in a process of its own."""
+def measure(size: str, runs: int) -> list[dict[str, Any]]:
+    """The fields of a `Row` for every way, measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.compile", size, "--runs", str(runs)]
-    row: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return row
+    rows: list[dict[str, Any]] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return rows
 
 
-def measure_here(size: str, runs: int, onnxslim: bool) -> Row:
-    """Both ways for one size, in turns; `onnxslim` follows torch.onnx.export where its weights fit a protobuf message."""
+def measure_here(size: str, runs: int) -> list[Row]:
+    """All ways for one size, in turns."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory) / f"{size}.pth"
         run([sys.executable, "-m", "benchmarks.checkpoints", size, str(checkpoint)])
         ours = [sys.executable, "-m", "slimc", "export", str(checkpoint), "-o", f"{directory}/slim.onnx", "--json"]
         theirs = [sys.executable, "-m", "benchmarks.torch_export", str(checkpoint), f"{directory}/torch.onnx"]
-        onnxslim = onnxslim and checkpoint.stat().st_size < _PROTOBUF_LIMIT
-        theirs += ["--onnxslim"] if onnxslim else []
+        commands = {SLIMC: ours, UNVERIFIED: [*ours, "--no-verify"], TORCH: theirs}
+        if checkpoint.stat().st_size < _PROTOBUF_LIMIT:
+            commands[ONNXSLIM] = [*theirs, "--onnxslim"]
         run(ours)
-        pairs = [(run(ours), run(theirs)) for _ in range(runs)]
+        rounds = [{way: run(command) for way, command in commands.items()} for _ in range(runs)]
         imports = run([sys.executable, "-c", _IMPORTS])
         megabytes = checkpoint.stat().st_size / 2**20
-    peak = max(ours.peak for ours, _ in pairs)
-    return Row(
-        size=size,
-        checkpoint_mb=megabytes,
-        slimc_seconds=median(ours.seconds for ours, _ in pairs),
-        torch_seconds=median(theirs.seconds for _, theirs in pairs),
-        ratio=median(ours.seconds / theirs.seconds for ours, theirs in pairs),
-        slimc_peak_mb=peak,
-        torch_peak_mb=max(theirs.peak for _, theirs in pairs),
-        import_peak_mb=imports.peak,
-        times_checkpoint=(peak - imports.peak) / megabytes,
-        onnxslim=onnxslim,
-    )
+    return [
+        Row(
+            size=size,
+            way=way,
+            checkpoint_mb=megabytes,
+            seconds=median(each[way].seconds for each in rounds),
+            ratio=median(each[SLIMC].seconds / each[way].seconds for each in rounds),
+            peak_mb=max(each[way].peak for each in rounds),
+            import_peak_mb=imports.peak,
+            runs=runs,
+        )
+        for way in commands
+    ]
 
 
 def main() -> None:
-    """Measure one size."""
+    """Measure one size, and print its rows as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("size")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--no-onnxslim", action="store_true", help="torch.onnx.export alone")
     options = parser.parse_args()
-    print(json.dumps(asdict(measure_here(options.size, options.runs, not options.no_onnxslim))))
+    print(json.dumps([asdict(row) for row in measure_here(options.size, options.runs)], indent=1))
 
 
 if __name__ == "__main__":
