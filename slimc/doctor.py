@@ -35,9 +35,9 @@ class Finding:
         return not self.install
 
 
-_PACKAGES = (
+# What is looked for: whatever a command imports that is not among slimc's own requirements.
+PACKAGES = (
     Package(("torch",), "compile checkpoints", "pip install 'slimc[compile]'"),
-    Package(("timm",), "compile checkpoints", "pip install 'slimc[compile]'"),
     Package(("safetensors",), "read .safetensors", "pip install 'slimc[compile]'"),
     Package(("onnxruntime", "onnxruntime-gpu"), "run, verify and time models", "pip install 'slimc[cpu]'"),
     Package(("openvino",), "run and time models on CPUs", "pip install 'slimc[openvino]'"),
@@ -56,7 +56,7 @@ def examine() -> list[Finding]:
     return [
         Finding("Python", platform.python_version(), "everything"),
         Finding("CPU", processor(), "run and time models"),
-        *(_package(package) for package in _PACKAGES),
+        *(_package(package) for package in PACKAGES),
         _execution_providers(),
         _tensorrt(),
         _rtx_targets(),
@@ -69,7 +69,7 @@ def abilities(findings: Sequence[Finding]) -> dict[str, bool]:
     works = {finding.name: finding.works for finding in findings}
     builds = works["TensorRT-RTX targets"] or works["tensorrt"]
     return {
-        "compile": works["torch"] and works["timm"],
+        "compile": works["torch"],
         "verify": works["onnxruntime"],
         "build_engine": builds,
         "run_engine": builds and works["cuda-bindings"] and works["GPU"],

@@ -44,5 +44,6 @@ def test_packages_are_under_slimc_and_nowhere_else(names):
 def test_types_data_and_licence_are_in_the_wheel(names):
     assert "slimc/py.typed" in names
     assert {"slimc/data/digits.pth", "slimc/data/digits.npz"} <= set(names)
+    assert {f"slimc/data/tuning-{threads}-threads.json" for threads in (1, 2)} <= set(names)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert any(name.endswith(".dist-info/entry_points.txt") for name in names)
