@@ -26,7 +26,8 @@ from slimc import adaptive as ways
 from slimc.adaptive import Adaptive
 from slimc.backends import ort
 from slimc.backends.base import Timing
-from slimc.export import Compiled, ExportOptions, compile_checkpoint, emit_onnx
+from slimc.export import Compiled, compile_checkpoint, emit_onnx
+from slimc.export_options import ExportOptions
 from slimc.images import image_files, load_images
 from slimc.models.options import ModelOptions
 from slimc.onnx_file import write_model

@@ -13,7 +13,8 @@ from typing import Any
 from benchmarks.checkpoints import write_checkpoint
 from slimc.engine import EngineOptions, build_engine
 from slimc.engine_file import EngineFacts
-from slimc.export import ExportOptions, export
+from slimc.export import export
+from slimc.export_options import ExportOptions
 from slimc.models.options import ModelOptions, Variant
 from slimc.target import find_target
 

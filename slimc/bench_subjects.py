@@ -98,7 +98,8 @@ def _compiled(
     path: Path, variant: str, backend: str, batch_size: int, options: BenchOptions, folder: Path
 ) -> tuple[Path, int | None]:
     """The ONNX model or engine of one variant, and its multiply-accumulates per image where all cost the same."""
-    from slimc.export import ExportOptions, compile_checkpoint, emit_onnx
+    from slimc.export import compile_checkpoint, emit_onnx
+    from slimc.export_options import ExportOptions
     from slimc.onnx_file import write_model
     from slimc.target import find_target
 

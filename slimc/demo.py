@@ -14,7 +14,8 @@ import numpy as np
 
 from slimc.backends import ort
 from slimc.backends.base import run_images
-from slimc.export import ExportOptions, ExportReport, Step, export, silent
+from slimc.export import ExportReport, Step, export, silent
+from slimc.export_options import ExportOptions
 from slimc.ir import FloatArray, IndexArray
 from slimc.models.options import ModelOptions, Variant
 

@@ -19,7 +19,8 @@ from slimc.backends.tensorrt_common import Plan, library_version
 from slimc.compare import Comparison
 from slimc.engine_file import SUFFIX, EngineFacts, facts_path, write_facts
 from slimc.errors import MismatchError, MissingError, OptionError
-from slimc.export import ExportOptions, Step, export, silent
+from slimc.export import Step, export, silent
+from slimc.export_options import ExportOptions
 from slimc.files import check_writable, replacing
 from slimc.fusion import Kernel, attention_sites, summarise
 from slimc.metadata import read_metadata

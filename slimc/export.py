@@ -6,9 +6,9 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as oir
@@ -20,33 +20,22 @@ from slimc.backends import ort
 from slimc.checkpoint import Checkpoint
 from slimc.compare import Comparison
 from slimc.count import Counts, count
-from slimc.emit import ATTENTION_OPSET, OPSETS, emit
+from slimc.emit import emit
 from slimc.errors import CheckpointError, MismatchError, OptionError
+from slimc.export_options import ExportOptions, check_options
 from slimc.files import check_writable, replacing
-from slimc.images import image_files, load_images, seeded_images
-from slimc.ir import FloatArray
+from slimc.images import image_files, seeded_images
+from slimc.make_reference import SEED, make_reference, shipped_part
 from slimc.metadata import Metadata, to_props
-from slimc.models.options import ModelOptions, SearchedModel, Variant
+from slimc.models.options import ModelOptions, SearchedModel
 from slimc.onnx_file import data_path, write_model
 from slimc.passes.rewrite import Pass
 from slimc.pipeline import check_passes, compile_model, passes_for
-from slimc.precision import TOLERANCE, Precision, to_half
+from slimc.precision import to_half
 from slimc.reference import Reference, reference_path, write_reference
 from slimc.selection import Choices, compare_with
 from slimc.structure import Structure, describe
-from slimc.target import Target, for_half_precision, without_operator
-from slimc.usage import Limits, Usage, exact_images, graph_decisions, join
-
-if TYPE_CHECKING:
-    import torch
-
-    from slimc.models.options import Select
-
-SEED = 0
-_INPUTS = 4
-_CHUNK = 4
-# Seeded inputs to choose one from, where a network selects by the image.
-_CANDIDATES = 3
+from slimc.usage import Limits
 
 Step = Callable[[str], AbstractContextManager[None]]
 
@@ -54,37 +43,6 @@ Step = Callable[[str], AbstractContextManager[None]]
 def silent(_text: str) -> AbstractContextManager[None]:
     """A step that shows nothing."""
     return nullcontext()
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """How to compile and check. `data` is a folder of further images.
-
-    `adaptive` is how to compile decisions that an image makes; none leaves it to the network.
-    """
-
-    variant: Variant = "slim"
-    batch_size: int = 1
-    opset: int | None = None
-    target: Target = field(default_factory=lambda: Target("generic"))
-    verify: bool = True
-    check_passes: bool = False
-    data: Path | None = None
-    precision: Precision = "fp32"
-    adaptive: Adaptive | None = None
-
-    @property
-    def rules(self) -> Target:
-        """The target as far as opset and precision allow."""
-        if self.precision != "fp32":
-            return for_half_precision(self.target)
-        old = self.opset is not None and self.opset < ATTENTION_OPSET
-        return without_operator(self.target) if old else self.target
-
-    @property
-    def tolerance(self) -> float:
-        """The largest difference allowed, as a share of the logits' spread."""
-        return TOLERANCE[self.precision]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,18 +123,6 @@ class _Stopwatch:
         with self._step(text):
             yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def check_options(options: ExportOptions) -> None:
-    """Find bad options before any work.
-
-    Raises:
-        OptionError: one of them cannot be used.
-    """
-    if options.batch_size < 1:
-        raise OptionError(f"--batch-size: {options.batch_size} images make no batch; expected at least 1")
-    if options.opset is not None and options.opset not in OPSETS:
-        raise OptionError(f"--opset: {options.opset} cannot be emitted; expected {OPSETS[0]} to {OPSETS[-1]}")
 
 
 def compile_checkpoint(
@@ -271,7 +217,7 @@ def export(
             comparison, agreement = None, None
             if options.verify:
                 comparison, agreement = verify_file(onnx_temporary, reference, options, output)
-            write_reference(reference_temporary, _shipped_part(reference))
+            write_reference(reference_temporary, shipped_part(reference))
     total = {**seconds, **watch.seconds, "total": time.perf_counter() - start}
     return ExportReport(output, reference_path(output), compiled, comparison, total, agreement)
 
@@ -316,93 +262,6 @@ def emit_onnx(compiled: Compiled, options: ExportOptions) -> oir.Model:
     if options.precision != "fp32":
         to_half(model, options.precision)
     return model
-
-
-def make_reference(
-    checkpoint: Checkpoint,
-    searched: SearchedModel,
-    options: ExportOptions,
-    files: list[Path],
-    limits: Limits | None = None,
-) -> Reference:
-    """What the PyTorch network makes of seeded inputs and of the images in `files`.
-
-    Where it decides for each image what runs, also which images a network with `limits` decides alike on.
-    """
-    import torch
-
-    count_seeded = -(-_INPUTS // options.batch_size) * options.batch_size
-    images = seeded_images(count_seeded, searched.masked.image, SEED)
-    network = searched.network("dense" if options.variant == "dense" else "masked")
-    select, observe = (searched.select, searched.observe) if options.variant != "dense" else (None, None)
-    if select is not None:
-        images = _surest(network, select, seeded_images(_CANDIDATES * count_seeded, searched.masked.image, SEED))
-    if files:
-        images = np.concatenate([images, load_images(files, searched.masked.image, searched.preprocessing)])
-    kept: list[tuple[torch.Tensor, ...]] = []
-    margins: list[float] = []
-    used: list[Usage] = []
-    decisions: dict[str, ir.BoolArray] = {}
-    logits: list[torch.Tensor] = []
-    with torch.inference_mode():
-        for piece in torch.split(torch.from_numpy(images), _CHUNK):
-            if select is not None:
-                output, stages, sure = select(network, piece)
-                kept.append(stages)
-                margins += sure.tolist()
-            elif observe is not None:
-                output, usage = observe(network, piece)
-                used.append(usage)
-            else:
-                output = network(piece)
-            logits.append(output)
-    facts: dict[str, Any] = {
-        "source_sha256": checkpoint.sha256,
-        "variant": options.variant,
-        "seed": SEED,
-        "seeded": count_seeded,
-        "tolerance": options.tolerance,
-    }
-    if margins:
-        facts["margins"] = margins
-    if used:
-        usage = join(used)
-        exact = np.ones(len(images), bool) if limits is None else exact_images(usage, searched.masked, limits)
-        facts["exact"] = exact.tolist()
-        decisions = graph_decisions(usage, searched.masked, limits)
-    chosen = tuple(torch.cat(stage).numpy() for stage in zip(*kept, strict=True))
-    return Reference(images, torch.cat(logits).numpy(), facts, chosen, decisions)
-
-
-def _surest(network: torch.nn.Module, select: Select, images: FloatArray) -> FloatArray:
-    """Of `images`, the share of one in `_CANDIDATES` on which the network's selections are the surest, in order.
-
-    What half precision keeps of these is not in doubt, so an engine can be judged by them.
-    """
-    import torch
-
-    with torch.inference_mode():
-        margins = torch.cat([select(network, piece)[2] for piece in torch.split(torch.from_numpy(images), _CHUNK)])
-    order = margins.argsort(descending=True, stable=True)
-    return np.ascontiguousarray(images[np.sort(order[: len(images) // _CANDIDATES].numpy())])
-
-
-def _shipped_part(reference: Reference) -> Reference:
-    """The reference that is shipped: the seeded inputs only, which keeps it small.
-
-    Where a network has limits, some exact images of the data folder as well: noise may exceed every limit.
-    """
-    chosen = list(range(int(reference.facts["seeded"])))
-    facts = dict(reference.facts)
-    if "exact" in facts:
-        exact: list[bool] = facts["exact"]
-        chosen += [i for i in range(len(chosen), len(exact)) if exact[i] and not all(exact)][:_INPUTS]
-        facts["exact"] = [exact[i] for i in chosen]
-    if "margins" in facts:
-        facts["margins"] = [facts["margins"][i] for i in chosen]
-    kept = tuple(array[chosen] for array in reference.kept)
-    decisions = {name: array[chosen] for name, array in reference.decisions.items()}
-    return Reference(reference.images[chosen], reference.logits[chosen], facts, kept, decisions)
 
 
 def verify_file(

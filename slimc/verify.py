@@ -172,7 +172,8 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
 
 def _from_checkpoint(artefact: Artefact, source: Path, against: Against) -> Reference:
     from slimc import frontend
-    from slimc.export import ExportOptions, make_reference
+    from slimc.export_options import ExportOptions
+    from slimc.make_reference import make_reference
 
     files = [] if against.data is None else image_files(against.data)
     checkpoint, searched = frontend.load(source, against.model_options, ema=against.ema)

@@ -12,7 +12,8 @@ import onnx_ir as oir
 
 from benchmarks.checkpoints import write_checkpoint
 from slimc.costs import CountedCosts
-from slimc.export import ExportOptions, compile_checkpoint, emit_onnx, export
+from slimc.export import compile_checkpoint, emit_onnx, export
+from slimc.export_options import ExportOptions
 from slimc.models.options import ModelOptions, Variant
 from slimc.precision import to_half
 from slimc.reference import reference_path

@@ -72,7 +72,8 @@ def command(
     model_options = opt.model_options(budgets, img_size, num_heads, qk_scale, selection, decisions)
 
     from slimc.adaptive import parse
-    from slimc.export import ExportOptions, export
+    from slimc.export import export
+    from slimc.export_options import ExportOptions
     from slimc.precision import find_precision
     from slimc.target import find_target
 

@@ -85,7 +85,8 @@ def command(
         structure, dense, slim = found.structure, found.dense, found.slim
         kept = None if image is None else _kept_by_model(source, found, image)
     else:
-        from slimc.export import ExportOptions, compile_checkpoint
+        from slimc.export import compile_checkpoint
+        from slimc.export_options import ExportOptions
 
         compiled, _ = compile_checkpoint(source, model_options, ExportOptions(target=chosen), ema=ema, step=out.step)
         searched = compiled.searched

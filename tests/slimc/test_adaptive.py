@@ -12,7 +12,8 @@ from slimc.commands.export import command as export_command
 from slimc.commands.inspect import command as inspect_command
 from slimc.decisions import Exactness
 from slimc.errors import OptionError
-from slimc.export import ExportOptions, export
+from slimc.export import export
+from slimc.export_options import ExportOptions
 from slimc.metadata import read_metadata
 from slimc.models.options import ModelOptions
 from slimc.target import find_target

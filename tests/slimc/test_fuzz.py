@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from slimc import frontend, ir
 from slimc.errors import UserError
-from slimc.export import ExportOptions, export
+from slimc.export import export
+from slimc.export_options import ExportOptions
 from slimc.interpret import interpret
 from slimc.models.options import ModelOptions
 from slimc.pipeline import compile_model, passes_for

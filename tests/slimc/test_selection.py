@@ -10,7 +10,8 @@ import torch
 from slimc.backends import ort
 from slimc.compare import compare
 from slimc.errors import MismatchError, ModelFileError
-from slimc.export import ExportOptions, export, verify_file
+from slimc.export import export, verify_file
+from slimc.export_options import ExportOptions
 from slimc.frontend import load
 from slimc.images import seeded_images
 from slimc.models.options import ModelOptions, Variant

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from slimc.errors import ModelFileError, OptionError
-from slimc.export import ExportOptions, export
+from slimc.export import export
+from slimc.export_options import ExportOptions
 from slimc.models.options import ModelOptions
 from slimc.reference import Reference, read_reference, reference_path, write_reference
 from slimc.verify import Against, verify

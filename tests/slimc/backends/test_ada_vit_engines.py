@@ -9,7 +9,8 @@ from PIL import Image
 from slimc.adaptive import parse
 from slimc.decisions import Exactness
 from slimc.engine import EngineOptions, EngineReport, build_engine
-from slimc.export import ExportOptions, export
+from slimc.export import export
+from slimc.export_options import ExportOptions
 from slimc.models.options import ModelOptions
 from slimc.target import find_target
 from tests.gated import DATA, VECTORS

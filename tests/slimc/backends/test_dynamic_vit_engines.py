@@ -6,7 +6,8 @@ import pytest
 
 from slimc.backends.cuda import gpu_missing
 from slimc.engine import EngineOptions, EngineReport, build_engine
-from slimc.export import ExportOptions, export
+from slimc.export import export
+from slimc.export_options import ExportOptions
 from slimc.models.options import Variant
 from slimc.precision import Precision
 from slimc.selection import Agreement

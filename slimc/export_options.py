@@ -1,0 +1,56 @@
+"""How to compile a checkpoint and check what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slimc.adaptive import Adaptive
+from slimc.emit import ATTENTION_OPSET, OPSETS
+from slimc.errors import OptionError
+from slimc.models.options import Variant
+from slimc.precision import TOLERANCE, Precision
+from slimc.target import Target, for_half_precision, without_operator
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to compile and check. `data` is a folder of further images.
+
+    `adaptive` is how to compile decisions that an image makes; none leaves it to the network.
+    """
+
+    variant: Variant = "slim"
+    batch_size: int = 1
+    opset: int | None = None
+    target: Target = field(default_factory=lambda: Target("generic"))
+    verify: bool = True
+    check_passes: bool = False
+    data: Path | None = None
+    precision: Precision = "fp32"
+    adaptive: Adaptive | None = None
+
+    @property
+    def rules(self) -> Target:
+        """The target as far as opset and precision allow."""
+        if self.precision != "fp32":
+            return for_half_precision(self.target)
+        old = self.opset is not None and self.opset < ATTENTION_OPSET
+        return without_operator(self.target) if old else self.target
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference allowed, as a share of the logits' spread."""
+        return TOLERANCE[self.precision]
+
+
+def check_options(options: ExportOptions) -> None:
+    """Find bad options before any work.
+
+    Raises:
+        OptionError: one of them cannot be used.
+    """
+    if options.batch_size < 1:
+        raise OptionError(f"--batch-size: {options.batch_size} images make no batch; expected at least 1")
+    if options.opset is not None and options.opset not in OPSETS:
+        raise OptionError(f"--opset: {options.opset} cannot be emitted; expected {OPSETS[0]} to {OPSETS[-1]}")
