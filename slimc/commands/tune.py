@@ -27,6 +27,7 @@ def command(
     """Measure, and write OUTPUT."""
     from dataclasses import asdict
 
+    from slimc import cores
     from slimc.bench import load_warning
     from slimc.console import Output
     from slimc.errors import OptionError
@@ -40,13 +41,17 @@ def command(
         raise OptionError(f"--threads: {threads} threads cannot run anything; expected at least 1")
     check_writable(output)
     out = Output(json, quiet)
-    busy = load_warning()
+    doubts = [] if (busy := load_warning()) is None else [busy]
+    if 0 < len(cores.usable()) < threads:
+        doubts.append(
+            f"{threads} threads share {len(cores.usable())} core(s): a machine with as many will cost otherwise"
+        )
     with out.progress(f"timing attentions, threads: {threads}") as advance:
         tuning = measure_costs(backend, threads, advance)  # type: ignore[arg-type]
     write_tuning(tuning, output)
-    out.result({**asdict(tuning), "output": str(output), "warnings": [busy] if busy else []})
+    out.result({**asdict(tuning), "output": str(output), "warnings": doubts})
     out.table("", (tuning.library, f"threads: {threads}"), describe(tuning.costs))
     out.print(f"fits {tuning.sections} attentions to {tuning.error:.1%} (root mean square)")
     out.print(f"wrote {output}")
-    if busy is not None:
-        out.warn(busy)
+    for doubt in doubts:
+        out.warn(doubt)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimc import tune
+from slimc import cores, tune
 from slimc.costs import Kernel, MeasuredCosts
 from slimc.emit import emit
 from slimc.passes.pack_heads import partition
@@ -108,6 +108,14 @@ def test_the_command_measures_and_writes_what_export_takes(backend, short, tmp_p
     assert written.operator is (backend == "onnxruntime")
     assert find_target("cpu", tuning=path).costs == written.costs
     assert describe(written.costs)[0][0] == "projections"
+
+
+def test_more_threads_than_cores_are_measured_with_a_warning(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "usable", lambda: (0,))
+    outcome = slimc("tune", "--threads", "2", "-o", tmp_path / "tuning.json", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert any("2 threads share 1 core(s)" in warning for warning in json.loads(outcome.stdout)["warnings"])
+    assert "2 threads share 1 core(s)" in outcome.stderr
 
 
 @pytest.mark.parametrize(
