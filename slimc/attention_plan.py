@@ -6,11 +6,22 @@ Everything here follows from the IR and the target, for a stream of `entering` r
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 
 from slimc import ir
 from slimc.target import Target
+
+
+def rules_for(block: ir.Block, target: Target) -> Target:
+    """The rules for `block`: where rows and heads depend on the image, keys and values are always made, for products."""
+    return target if block.gates is None else replace(target, absorb=False, attention_operator=False)
+
+
+def may_use_operator(attention: ir.Attention, target: Target) -> bool:
+    """Whether the Attention operator serves: it knows no masks."""
+    return target.attention_operator and all(head.mask is None for head in attention.heads)
 
 
 def head_groups(attention: ir.Attention) -> list[tuple[ir.Head, ...]]:
@@ -70,7 +81,7 @@ def rows_for_parts(attention: ir.Attention, entering: int, live: ir.IndexArray, 
     the keys, numbered behind all rows.
     """
     parts = target.query_parts
-    if parts == 1 or not target.attention_operator:
+    if parts == 1 or not may_use_operator(attention, target):
         return None
     missing = -len(live) % parts
     if missing == 0:

@@ -7,12 +7,20 @@ the IR, so that they are known before anything is emitted; a test counts them ag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from slimc import ir
-from slimc.attention_plan import absorbs, asking_rows, ghost_rows, head_groups, projects_ghosts, projects_once
+from slimc.attention_plan import (
+    absorbs,
+    asking_rows,
+    ghost_rows,
+    head_groups,
+    projects_ghosts,
+    projects_once,
+    rules_for,
+)
 from slimc.emit_absorbed import absorbed_macs, absorbed_params
 from slimc.target import Target
 
@@ -63,18 +71,13 @@ def branch_macs(model: ir.Model, target: Target) -> tuple[BranchMacs, ...]:
         used = used_rows(block, rows.entering, model.prefix)
         if isinstance(block.attention, ir.Attention):
             live = np.arange(used) if block.live is None else block.live
-            attention = _attention_macs(block.attention, used, live, _target_of(block, target))
+            attention = _attention_macs(block.attention, used, live, rules_for(block, target))
         if isinstance(block.mlp, ir.Mlp) and block.mlp.up.weight.size:
             gathered = block.gates is not None and block.gates.tokens_gate_mlp and block.live is None
             computed = used if gathered else rows.leaving if block.mlp.rows is None else len(block.mlp.rows)
             mlp = computed * (block.mlp.up.weight.size + block.mlp.down.weight.size)
         counts.append(BranchMacs(_decision_macs(block.gates, rows.entering, model.prefix), attention, mlp))
     return tuple(counts)
-
-
-def _target_of(block: ir.Block, target: Target) -> Target:
-    """The rules for `block`: where rows and heads depend on the image, keys and values are always made."""
-    return target if block.gates is None else replace(target, absorb=False)
 
 
 def used_rows(block: ir.Block, entering: int, prefix: int) -> int:
@@ -171,7 +174,7 @@ def count_params(model: ir.Model, target: Target) -> int:
         if isinstance(block.attention, ir.Attention):
             used = used_rows(block, rows.entering, model.prefix)
             live = np.arange(used) if block.live is None else block.live
-            params += _projection_params(block.attention, used, live, _target_of(block, target))
+            params += _projection_params(block.attention, used, live, rules_for(block, target))
     return params - _unused_embedding(model) - _unused_in_gated(model)
 
 

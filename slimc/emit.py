@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as oir
 
 from slimc import ir
+from slimc.attention_plan import rules_for
 from slimc.emit_attention import emit_attention
 from slimc.emit_convolution import emit_convolution
 from slimc.emit_gates import emit_adaptive_block
@@ -19,14 +20,12 @@ from slimc.errors import InternalError
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.passes.remove_empty import idle_output
 from slimc.stream import Stream
-from slimc.target import Target
+from slimc.target import ATTENTION_OPSET, Target, for_opset
 
 # LayerNormalization came with opset 17: the oldest opset that says all a vision transformer needs, and so the one that
 # most runtimes read (ONNX Runtime >= 1.12, TensorRT >= 8.6, OpenVINO >= 2022.3).
 DEFAULT_OPSET = 17
 OPSETS = range(17, 24)
-# The Attention operator came with opset 23 (ONNX Runtime >= 1.23).
-ATTENTION_OPSET = 23
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 
@@ -39,6 +38,7 @@ def emit(
     oldest that has the operators of `target`.
     """
     opset = default_opset(target) if opset is None else opset
+    target = for_opset(target, opset)
     graph = GraphBuilder(opset)
     images = graph.input("images", (batch_size, 3, *model.image))
     stream = _embed(graph, model, images)
@@ -46,10 +46,11 @@ def emit(
     for block in model.blocks:
         if block.select is not None:
             stream, kept = emit_select(graph, block.select, stream, kept, block.name)
+        rules = rules_for(block, target)
         if block.gates is None:
-            stream = _block(graph, block, stream, target, kept)
+            stream = _block(graph, block, stream, rules, kept)
         else:
-            stream = emit_adaptive_block(graph, block, stream, model.prefix, target, conditional=conditional)
+            stream = emit_adaptive_block(graph, block, stream, model.prefix, rules, conditional=conditional)
     logits = _classify(graph, model, stream, kept)
     return oir.Model(graph.build([logits], "slimc"), ir_version=_IR_VERSIONS[opset], producer_name="slimc")
 

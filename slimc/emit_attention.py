@@ -14,15 +14,9 @@ from typing import Literal
 import numpy as np
 
 from slimc import ir
-from slimc.attention_plan import absorbs, asking_rows, ghost_rows, head_groups
+from slimc.attention_plan import absorbs, asking_rows, ghost_rows, head_groups, may_use_operator
 from slimc.emit_absorbed import emit_absorbed
-from slimc.emit_projection import (
-    Layout,
-    Operands,
-    bias_of,
-    ghost_bias,
-    project,
-)
+from slimc.emit_projection import Layout, Operands, bias_of, ghost_bias, project
 from slimc.emit_tokens import Kept
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.stream import Stream
@@ -108,8 +102,7 @@ def _mix_groups(
 ) -> Value:
     """What all heads mix: [B * live, sum of widths]; `hidden` is added to the scores, `gates` switch heads off."""
     groups = head_groups(attention)
-    plain = hidden is None and gates is None and all(head.mask is None for head in attention.heads)
-    operator = plain and target.attention_operator and graph.opset >= 23
+    operator = hidden is None and may_use_operator(attention, target)
     asking = asking_rows(attention, normalised.rows, live, target) if operator else live
     parts = target.query_parts if len(asking) % target.query_parts == 0 else 1
     layout = Layout(normalised.batch, tuple(map(len, groups)), operator, parts)

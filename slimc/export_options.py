@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slimc.adaptive import Adaptive
-from slimc.emit import ATTENTION_OPSET, OPSETS
+from slimc.emit import OPSETS
 from slimc.errors import OptionError
 from slimc.models.options import Variant
 from slimc.precision import TOLERANCE, Precision
-from slimc.target import Target, for_half_precision, without_operator
+from slimc.target import Target, for_half_precision, for_opset
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class ExportOptions:
         """The target as far as opset and precision allow."""
         if self.precision != "fp32":
             return for_half_precision(self.target)
-        old = self.opset is not None and self.opset < ATTENTION_OPSET
-        return without_operator(self.target) if old else self.target
+        return self.target if self.opset is None else for_opset(self.target, self.opset)
 
     @property
     def tolerance(self) -> float:

@@ -9,6 +9,8 @@ from pathlib import Path
 from slimc.costs import Costs, CountedCosts
 from slimc.errors import OptionError
 
+# The Attention operator came with opset 23 (ONNX Runtime >= 1.23).
+ATTENTION_OPSET = 23
 _BY_COUNT = CountedCosts(3e6)
 
 
@@ -113,11 +115,14 @@ def _cpu(threads: int | None, tuning: Path | None) -> Target:
 
 def without_operator(target: Target) -> Target:
     """`target` where the Attention operator cannot be used: heads that it would have taken are computed one by one."""
-    return (
-        replace(target, attention_operator=False, query_parts=1, max_heads=1, tuned="")
-        if target.attention_operator
-        else target
-    )
+    if not target.attention_operator:
+        return target
+    return replace(target, attention_operator=False, query_parts=1, max_heads=1, tuned="")
+
+
+def for_opset(target: Target, opset: int) -> Target:
+    """`target` as far as `opset` has its operators."""
+    return without_operator(target) if opset < ATTENTION_OPSET else target
 
 
 def for_half_precision(target: Target) -> Target:

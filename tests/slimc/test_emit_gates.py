@@ -1,8 +1,9 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as oir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from slimc.reference import Reference
 from slimc.target import find_target
 from slimc.usage import Limits, graph_decisions, limits_of
 from tests.gated import VECTORS, images_for, observe, random_adaptive, vector
+from tests.onnx_files import macs, parameters
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,15 @@ def test_off_branches_stand_in_ifs_that_own_no_weights(tmp_path):
     assert len(bodies) == 2 * 2 * 5
     assert not any(body.initializer for body in bodies)
     assert not [node for node in graph.node if node.op_type == "Gemm" and ".5.mlp" in node.name]
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_heads_alone_for_two_threads_count_what_the_file_computes(name):
+    """The queries of a head alone are cut for the threads only where nothing depends on the image."""
+    target = replace(find_target("cpu", threads=2), max_heads=1)
+    model = compile_model(vector(name).searched.masked, passes_for(target))
+    file, counted = oir.to_proto(emit(model, target)), count(model, target)
+    assert (macs(file), parameters(file)) == (counted.macs, counted.params)
 
 
 @pytest.mark.parametrize("way", ["masked", "conditional+capacity"])
