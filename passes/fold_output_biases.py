@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimc.attention_plan import absorbs
-from slimc.ir import Attention, Block, BlockRows, FloatArray, Head, Linear, Mlp, Model, block_rows
+from slimc.ir import Attention, Block, BlockRows, FloatArray, Head, Linear, Mlp, Model, block_rows, live_rows
 from slimc.passes.rewrite import with_blocks
 from slimc.target import Target
 
@@ -42,7 +42,7 @@ class FoldOutputBiases:
         if block.gates is not None:
             return block
         attention, mlp = block.attention, block.mlp
-        live = np.arange(rows.entering) if block.live is None else block.live
+        live = live_rows(block, rows.entering)
         if isinstance(attention, Attention) and not absorbs(attention, rows.entering, live, self.target):
             attention = _attention(attention)
         if isinstance(mlp, Mlp):

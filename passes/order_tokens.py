@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from slimc.ir import Attention, Embedding, IndexArray, Mlp, Model, embedded_rows
+from slimc.ir import Attention, Embedding, IndexArray, Mlp, Model, embedded_rows, live_rows
 
 Branch = TypeVar("Branch", Attention, Mlp)
 
@@ -53,7 +53,7 @@ def _reorder(model: Model, order: IndexArray) -> Model:
         count = len(new_order)
         position = np.empty(count, np.int64)
         position[new_order] = np.arange(count)
-        live = np.arange(count) if block.live is None else block.live
+        live = live_rows(block, count)
         new_live = np.sort(position[live])
         # Row j of the leaving stream was live[j]; in the new stream it stands where its entering position sorts.
         leaving_order = np.argsort(position[live], kind="stable")

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.attention_plan import rows_for_parts
+from slimc.attention_plan import head_width, rows_for_parts
 from slimc.costs import Work
-from slimc.ir import Attention, FloatArray, Head, Linear, Model, block_rows, map_arrays
+from slimc.ir import Attention, FloatArray, Head, Linear, Model, block_rows, key_rows, live_rows, map_arrays
 from slimc.passes.rewrite import with_blocks
 from slimc.target import Target
 
@@ -42,10 +42,9 @@ class PackHeads:
         for block, rows in zip(model.blocks, block_rows(model), strict=True):
             attention = block.attention
             if isinstance(attention, Attention) and attention.groups is None:
-                keys = rows.entering if attention.rows is None else len(attention.rows)
-                live = np.arange(rows.entering) if block.live is None else block.live
-                asking = rows_for_parts(attention, rows.entering, live, self.target)
+                asking = rows_for_parts(attention, rows.entering, live_rows(block, rows.entering), self.target)
                 divisible = None if asking is None else len(asking)
+                keys = len(key_rows(attention, rows.entering))
                 work = Work(model.dim, rows.leaving, keys, self.batch_size, divisible)
                 block = replace(block, attention=_pack(attention, self.target, work))  # noqa: PLW2901
             blocks.append(block)
@@ -53,19 +52,15 @@ class PackHeads:
 
 
 def _pack(attention: Attention, target: Target, work: Work) -> Attention:
-    heads = sorted(attention.heads, key=_width, reverse=True)
+    heads = sorted(attention.heads, key=head_width, reverse=True)
     if heads:
         nothing = map_arrays(heads[-1], np.zeros_like)
         heads += [nothing] * (target.min_heads - len(heads))
-    sizes = partition([_width(head) for head in heads], target, work)
+    sizes = partition([head_width(head) for head in heads], target, work)
     packed: list[Head] = []
     for size in sizes:
         packed.extend(_padded(heads[len(packed) : len(packed) + size], target))
     return replace(attention, heads=tuple(packed), groups=sizes)
-
-
-def _width(head: Head) -> int:
-    return int(max(head.query.weight.shape[0], head.value.weight.shape[0]))
 
 
 def partition(widths: Sequence[int], target: Target, work: Work) -> tuple[int, ...]:

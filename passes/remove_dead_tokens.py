@@ -31,6 +31,8 @@ from slimc.ir import (
     Model,
     block_rows,
     embedded_rows,
+    key_rows,
+    live_rows,
 )
 
 Branch = TypeVar("Branch", Attention, Mlp)
@@ -60,14 +62,10 @@ def _needed_before(block: Block, needed_after: BoolArray, rows: BlockRows) -> Bo
     if block.select is not None:
         return np.ones(rows.before, bool)
     needed = np.zeros(rows.entering, bool)
-    needed[_live(block, rows.entering)[needed_after]] = True
+    needed[live_rows(block, rows.entering)[needed_after]] = True
     if isinstance(block.attention, Attention):
-        needed[slice(None) if block.attention.rows is None else block.attention.rows] = True
+        needed[key_rows(block.attention, rows.entering)] = True
     return needed
-
-
-def _live(block: Block, entering: int) -> IndexArray:
-    return np.arange(entering) if block.live is None else block.live
 
 
 def _cut(model: Model, needed: list[BoolArray]) -> Model:
@@ -76,7 +74,7 @@ def _cut(model: Model, needed: list[BoolArray]) -> Model:
     for block, rows, before, after in zip(model.blocks, block_rows(model), needed[:-1], needed[1:], strict=True):
         if block.select is not None:
             before = np.ones(rows.entering, bool)  # noqa: PLW2901 - what enters the attention is what was selected
-        live = _live(block, len(before))[after]
+        live = live_rows(block, len(before))[after]
         attention, mlp = block.attention, block.mlp
         if isinstance(attention, Attention):
             attention = _restrict(attention, before)

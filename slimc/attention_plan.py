@@ -48,7 +48,7 @@ def projects_ghosts(attention: ir.Attention, keys: int, target: Target) -> bool:
 
 def projects_once(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> bool:
     """Whether one product makes queries, keys and values, for a stream of `entering` rows of which `live` ask."""
-    keys = np.arange(entering) if attention.rows is None else attention.rows
+    keys = ir.key_rows(attention, entering)
     if not np.isin(live, keys).all() or any(h.key.bias is not None for h in attention.heads):
         return False
     computed = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
@@ -58,8 +58,7 @@ def projects_once(attention: ir.Attention, entering: int, live: ir.IndexArray, t
 
 def absorbs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> bool:
     """Whether absorbing is exact and saves work, for a stream of `entering` rows of which `live` ask."""
-    keys = np.arange(entering) if attention.rows is None else attention.rows
-    heads = attention.heads
+    keys, heads = ir.key_rows(attention, entering), attention.heads
     if not target.absorb or not np.isin(live, keys).all() or attention.scale != 1.0:
         return False
     if any(h.mask is not None or h.key.bias is not None or h.value.bias is not None for h in heads):
@@ -71,7 +70,12 @@ def absorbs(attention: ir.Attention, entering: int, live: ir.IndexArray, target:
 
 def widest_head(attention: ir.Attention) -> int:
     """Width of the widest head of `attention`."""
-    return int(max(max(len(head.query.weight), len(head.value.weight)) for head in attention.heads))
+    return max(map(head_width, attention.heads))
+
+
+def head_width(head: ir.Head) -> int:
+    """Channels of `head` that a batched product pads it to at least."""
+    return max(len(head.query.weight), len(head.value.weight))
 
 
 def rows_for_parts(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> ir.IndexArray | None:

@@ -70,7 +70,7 @@ def branch_macs(model: ir.Model, target: Target) -> tuple[BranchMacs, ...]:
         attention, mlp = 0, 0
         used = used_rows(block, rows.entering, model.prefix)
         if isinstance(block.attention, ir.Attention):
-            live = np.arange(used) if block.live is None else block.live
+            live = ir.live_rows(block, used)
             attention = _attention_macs(block.attention, used, live, rules_for(block, target))
         if isinstance(block.mlp, ir.Mlp) and block.mlp.up.weight.size:
             gathered = block.gates is not None and block.gates.tokens_gate_mlp and block.live is None
@@ -145,7 +145,7 @@ def classifier_macs(model: ir.Model) -> int:
 def _attention_macs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
     if absorbs(attention, entering, live, target):
         return absorbed_macs(attention, entering, live, target)
-    keys = np.arange(entering) if attention.rows is None else attention.rows
+    keys = ir.key_rows(attention, entering)
     columns = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
     once = projects_once(attention, entering, live, target)
     projected = columns if once or projects_ghosts(attention, len(keys), target) else len(keys)
@@ -173,7 +173,7 @@ def count_params(model: ir.Model, target: Target) -> int:
     for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
         if isinstance(block.attention, ir.Attention):
             used = used_rows(block, rows.entering, model.prefix)
-            live = np.arange(used) if block.live is None else block.live
+            live = ir.live_rows(block, used)
             params += _projection_params(block.attention, used, live, rules_for(block, target))
     return params - _unused_embedding(model) - _unused_in_gated(model)
 

@@ -131,7 +131,7 @@ def _block(graph: GraphBuilder, block: ir.Block, stream: Stream, target: Target,
     name = block.name
     if kept is not None and block.live is not None:
         raise InternalError(f"{name}: rows are cut after a selection that hides some")
-    live = np.arange(stream.rows) if block.live is None else block.live
+    live = ir.live_rows(block, stream.rows)
     if isinstance(block.attention, ir.Attention):
         stream = emit_attention(graph, block.attention, stream, live, name, target, kept)
     else:

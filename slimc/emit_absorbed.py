@@ -24,7 +24,7 @@ from slimc.target import Target
 
 def absorbed_macs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
     """MACs of the branch for one image, output projection included."""
-    keys = entering if attention.rows is None else len(attention.rows)
+    keys = len(ir.key_rows(attention, entering))
     columns = keys + ghost_rows(keys, attention.ghosts, target)
     dim, heads = int(attention.heads[0].query.weight.shape[1]), len(attention.heads)
     return len(live) * heads * dim * (4 * widest_head(attention) + 2 * columns)
@@ -43,7 +43,7 @@ def emit_absorbed(
     """What the heads mix [B * Nq, H * d], and the output projection's weight [C, H * d] that takes it."""
     heads, width, batch = len(attention.heads), widest_head(attention), normalised.batch
     dim = dims(normalised.matrix)[1]
-    keys = np.arange(normalised.rows) if attention.rows is None else attention.rows
+    keys = ir.key_rows(attention, normalised.rows)
     asking = normalised.take(graph, live, f"{name}.queries")
     queries = _queries(graph, attention, asking, width, name)
     key = graph.parameter(f"{name}.k.weight", np.stack([_padded(head.key.weight, width) for head in attention.heads]))

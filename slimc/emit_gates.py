@@ -138,7 +138,7 @@ def _scatter(this: _Block, stream: Stream, work: Stream) -> Stream:
 def _attention(this: _Block, work: Stream, normalised: Stream | None, target: Target) -> Stream:
     """`work` with the attention branch added; only its live rows where some end here."""
     graph, attention, name = this.graph, this.block.attention, f"{this.name}.attn"
-    live = np.arange(work.rows) if this.block.live is None else this.block.live
+    live = ir.live_rows(this.block, work.rows)
     queries = work.take(graph, live, f"{this.name}.live")
     assert attention is None or isinstance(attention, ir.Attention)
     if attention is None or (not attention.heads and attention.output_bias is None):

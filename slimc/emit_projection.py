@@ -104,7 +104,7 @@ def project(
     layout: Layout,
 ) -> list[Operands]:
     """Operands of every group, from the normalised stream of which the `asking` rows ask; see `slimc.attention_plan`."""
-    keys = np.arange(normalised.rows) if attention.rows is None else attention.rows
+    keys = ir.key_rows(attention, normalised.rows)
     once = projects_once(attention, normalised.rows, live, target)
     together = once or projects_ghosts(attention, len(keys), target)
     ghosts = ghost_rows(len(keys), attention.ghosts, target) if together else 0
@@ -150,9 +150,10 @@ def _project_once(
     layout: Layout,
 ) -> list[tuple[Value, Value, Value]]:
     """Everything from one product over all keys; queries are selected once they are cut into heads."""
-    # Where every row is a key, ghosts may ask as well.
-    place = {int(row): i for i, row in enumerate(rows.keys)} if attention.rows is not None else None
-    asking = rows.asking if place is None else np.array([place[int(row)] for row in rows.asking])
+    asking = rows.asking
+    if attention.rows is not None:  # else a row's number is its place among the keys, a ghost's too
+        place = {int(row): i for i, row in enumerate(rows.keys)}
+        asking = np.array([place[int(row)] for row in asking])
     parts = _parts(attention)
     if not target.bias_in_product:
         parts["q"] = [[ir.Linear(linear.weight) for linear in group] for group in parts["q"]]

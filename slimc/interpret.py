@@ -31,6 +31,8 @@ from slimc.ir import (
     Mlp,
     Model,
     SoftSplit,
+    key_rows,
+    live_rows,
 )
 
 
@@ -123,7 +125,7 @@ def batch_normalise(norm: BatchNorm, x: Float64) -> Float64:
 def run_block(block: Block, x: Float64, kept: BoolArray | None = None, decided: Decisions | None = None) -> Float64:
     """The rows after one block; `kept` [B, N] are its attention's keys, none for all, `decided` its decisions, if any."""
     decided, gates = decided or undecided(x), block.gates or Gates()
-    live = np.arange(x.shape[1]) if block.live is None else block.live
+    live = live_rows(block, x.shape[1])
     y = x[:, live]
     if isinstance(block.attention, Attention):
         added = attend(block.attention, x, kept, decided, gates) * decided.tokens[:, :, None]
@@ -148,7 +150,7 @@ def attend(
     """What the attention branch adds to every row of `x` that is used; `kept` [B, N] are the rows that may be keys."""
     decided, gates = decided or undecided(x), gates or Gates()
     n = _visible(normalise(attention.norm, x), attention.token_mask, attention.rows)
-    keys = np.arange(x.shape[1]) if attention.rows is None else attention.rows
+    keys = key_rows(attention, x.shape[1])
     seen = _sight(decided.tokens, kept)[:, :, keys]
     branch = np.zeros_like(x)
     for head in attention.heads:

@@ -351,6 +351,16 @@ def selected_rows(select: SelectTokens | None, rows: int) -> int:
     return min(rows, select.prefix + select.keep)
 
 
+def key_rows(attention: Attention, entering: int) -> IndexArray:
+    """Rows of a stream of `entering` rows that are keys."""
+    return np.arange(entering) if attention.rows is None else attention.rows
+
+
+def live_rows(block: Block, entering: int) -> IndexArray:
+    """Rows of a stream of `entering` rows that outlive the attention of `block`."""
+    return np.arange(entering) if block.live is None else block.live
+
+
 def block_rows(model: Model) -> tuple[BlockRows, ...]:
     """Rows of the stream at every block."""
     rows, counts = embedded_rows(model), []
