@@ -12,6 +12,7 @@ import onnx_ir as oir
 from slimc import ir
 from slimc.attention_plan import rules_for
 from slimc.emit_attention import emit_attention
+from slimc.emit_branch import add_last_product
 from slimc.emit_convolution import emit_convolution
 from slimc.emit_gates import emit_adaptive_block
 from slimc.emit_stem import emit_soft_split
@@ -120,10 +121,9 @@ def _some_patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
     pixels = graph.reshape(cells, (batch, rows * columns, channels * height * width), "patch_embed.pixels")
     kept = graph.take(pixels, patch.patches, 1, "patch_embed.kept")
     count = dims(kept)[1]
-    weight = graph.parameter("patch_embed.proj.weight", patch.weight.reshape(model.dim, -1))
-    bias = None if patch.bias is None else graph.parameter("patch_embed.proj.bias", patch.bias)
     matrix = graph.reshape(kept, (batch * count, dims(kept)[2]), "patch_embed.matrix")
-    embedded = graph.gemm(matrix, weight, bias, "patch_embed.proj")
+    linear = ir.Linear(patch.weight.reshape(model.dim, -1), patch.bias)
+    embedded = graph.linear(matrix, linear, "patch_embed.proj")
     return graph.reshape(embedded, (batch, count, model.dim), "patch_embed.rows")
 
 
@@ -155,17 +155,10 @@ def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str, target: T
     n = graph.layer_norm(seen.matrix, mlp.norm, f"{block}.norm2", f"{block}.norm2")
     if mlp.token_mask is not None:
         n = graph.mul(n, seen.column(graph, mlp.token_mask), f"{block}.norm2.mask")
-    hidden = graph.gelu(_linear(graph, mlp.up, n, f"{name}.fc1"), f"{name}.act")
+    hidden = graph.gelu(graph.linear(n, mlp.up, f"{name}.fc1"), f"{name}.act")
     if mlp.mask is not None:
         hidden = graph.mul(hidden, graph.constant(mlp.mask.astype(np.float32), "mask"), f"{name}.mask")
-    if target.residual_in_product and mlp.down.bias is None and mlp.residual_scale == 1.0:
-        weight = graph.parameter(f"{name}.fc2.weight", mlp.down.weight)
-        summed = seen.replace(graph.gemm(hidden, weight, seen.matrix, f"{name}.residual"))
-    else:
-        branch = _linear(graph, mlp.down, hidden, f"{name}.fc2")
-        if mlp.residual_scale != 1.0:
-            branch = graph.scale(branch, mlp.residual_scale, f"{name}.scale")
-        summed = seen.replace(graph.add(seen.matrix, branch, f"{name}.residual"))
+    summed = add_last_product(graph, hidden, mlp.down, mlp.residual_scale, seen, name, "fc2", target)
     if len(rows) == stream.rows:
         return summed
     others = np.setdiff1d(everything, rows)
@@ -173,12 +166,6 @@ def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str, target: T
     constant = graph.parameter(f"{name}.idle.bias", idle_output(mlp))
     idle = idle.replace(graph.add(idle.matrix, constant, f"{name}.idle.residual"))
     return Stream.merge(graph, [(idle, others), (summed, rows)], f"{name}.merged")
-
-
-def _linear(graph: GraphBuilder, linear: ir.Linear, x: Value, name: str) -> Value:
-    weight = graph.parameter(f"{name}.weight", linear.weight)
-    bias = None if linear.bias is None else graph.parameter(f"{name}.bias", linear.bias)
-    return graph.gemm(x, weight, bias, name)
 
 
 def _classify(graph: GraphBuilder, model: ir.Model, stream: Stream, kept: Kept | None) -> Value:
@@ -197,7 +184,7 @@ def _classify(graph: GraphBuilder, model: ir.Model, stream: Stream, kept: Kept |
         attributes = {"axis": -1, "epsilon": classifier.norm.eps}
         features = graph.op("LayerNormalization", [features, *norm], f"{name}.norm", dims(features), attributes)
         if classifier.pre_logits is not None:
-            hidden = _linear(graph, classifier.pre_logits, features, "pre_logits.fc")
+            hidden = graph.linear(features, classifier.pre_logits, "pre_logits.fc")
             features = graph.op("Tanh", [hidden], "pre_logits", dims(hidden))
         weight = graph.parameter(f"{name}.weight", head.weight)
         bias = None if head.bias is None else graph.parameter(f"{name}.bias", head.bias)
@@ -221,7 +208,7 @@ def _auxiliary(
     """The largest of every class over the patches that are visible: [B, classes]."""
     attributes = {"axis": -1, "epsilon": eps}
     n = graph.op("LayerNormalization", [patches.matrix, *norm], "aux_head.norm", dims(patches.matrix), attributes)
-    logits = patches.replace(_linear(graph, head, n, "aux_head")).images(graph, "aux_head.images")
+    logits = patches.replace(graph.linear(n, head, "aux_head")).images(graph, "aux_head.images")
     if kept is not None:
         batch, rows = dims(kept.rows)
         column = graph.reshape(kept.bias, (batch, rows, 1), "aux_head.hiding")

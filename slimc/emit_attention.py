@@ -16,6 +16,7 @@ import numpy as np
 from slimc import ir
 from slimc.attention_plan import absorbs, asking_rows, ghost_rows, head_groups, may_use_operator
 from slimc.emit_absorbed import emit_absorbed
+from slimc.emit_branch import add_last_product, last_product
 from slimc.emit_projection import Layout, Operands, bias_of, ghost_bias, project
 from slimc.emit_tokens import Kept
 from slimc.graph import GraphBuilder, Value, dims
@@ -53,13 +54,10 @@ def emit_attention(
         joined, weight = emit_absorbed(graph, attention, normalised, live, name, target)
     else:
         joined = _mix_groups(graph, attention, normalised, live, name, target, None if kept is None else kept.bias)
-        weight = np.concatenate([head.output for head in attention.heads], axis=1)
+        weight = _output_weight(attention)
     residual = stream.take(graph, live, f"{block}.live")
-    if target.residual_in_product and attention.output_bias is None and attention.residual_scale == 1.0:
-        weights = graph.parameter(f"{name}.proj.weight", weight)
-        return residual.replace(graph.gemm(joined, weights, residual.matrix, f"{name}.residual"))
-    branch = _project_out(graph, attention, joined, weight, name)
-    return residual.replace(graph.add(residual.matrix, branch, f"{name}.residual"))
+    output = ir.Linear(weight, attention.output_bias)
+    return add_last_product(graph, joined, output, attention.residual_scale, residual, name, "proj", target)
 
 
 def attend(
@@ -77,17 +75,13 @@ def attend(
     `hidden` [B, 1, 1, keys] is added to the scores.
     """
     joined = _mix_groups(graph, attention, normalised, live, name, target, hidden, gates)
-    weight = np.concatenate([head.output for head in attention.heads], axis=1)
-    return _project_out(graph, attention, joined, weight, name)
+    output = ir.Linear(_output_weight(attention), attention.output_bias)
+    return last_product(graph, joined, output, attention.residual_scale, name, "proj")
 
 
-def _project_out(
-    graph: GraphBuilder, attention: ir.Attention, joined: Value, weight: ir.FloatArray, name: str
-) -> Value:
-    """The output projection of what the heads mixed."""
-    bias = None if attention.output_bias is None else graph.parameter(f"{name}.proj.bias", attention.output_bias)
-    branch = graph.gemm(joined, graph.parameter(f"{name}.proj.weight", weight), bias, f"{name}.proj")
-    return branch if attention.residual_scale == 1.0 else graph.scale(branch, attention.residual_scale, f"{name}.scale")
+def _output_weight(attention: ir.Attention) -> ir.FloatArray:
+    """The weight of the output projection, of the heads' outputs side by side: [C, sum of widths]."""
+    return np.concatenate([head.output for head in attention.heads], axis=1)
 
 
 def _mix_groups(

@@ -16,6 +16,8 @@ import numpy as np
 
 from slimc import ir
 from slimc.emit_attention import HeadGates, attend
+from slimc.emit_branch import last_product
+from slimc.emit_projection import stacked
 from slimc.graph import GraphBuilder, Value, dims
 from slimc.passes.remove_empty import idle_output
 from slimc.stream import Stream
@@ -87,12 +89,7 @@ def _decide(graph: GraphBuilder, gates: ir.Gates, stream: Stream, name: str) -> 
     p = graph.gather(stream.matrix, first, f"{name}.policy.row")
     if gates.norm is not None:
         p = graph.layer_norm(p, gates.norm, f"{name}.norm_policy", f"{name}.norm_policy")
-    weight = graph.parameter(f"{name}.policy.weight", np.concatenate([linear.weight for linear in policies]))
-    bias = None
-    if any(linear.bias is not None for linear in policies):
-        biases = [np.zeros(len(n.weight), np.float32) if n.bias is None else n.bias for n in policies]
-        bias = graph.parameter(f"{name}.policy.bias", np.concatenate(biases))
-    logits = graph.gemm(p, weight, bias, f"{name}.policy")
+    logits = graph.linear(p, stacked(policies), f"{name}.policy")
     return graph.exceeds(logits, 0.0, f"{name}.decided")
 
 
@@ -100,8 +97,7 @@ def choose_tokens(graph: GraphBuilder, gate: ir.TokenGate, normalised: Stream, p
     """The rows that `gate` uses of a stream that its norm has been applied to; prefix rows come first."""
     batch, count = normalised.batch, normalised.rows
     module = f"{name}.token_select"
-    bias = None if gate.score.bias is None else graph.parameter(f"{module}.bias", gate.score.bias)
-    column = graph.gemm(normalised.matrix, graph.parameter(f"{module}.weight", gate.score.weight), bias, module)
+    column = graph.linear(normalised.matrix, gate.score, module)
     always = np.where(np.arange(count) < prefix, _ALWAYS, 0.0).astype(np.float32)
     scores = graph.reshape(column, (batch, count), f"{module}.rows")
     scores = graph.add(scores, graph.constant(always[None], "always"), f"{module}.scores")
@@ -189,16 +185,9 @@ def _feed_forward(this: _Block, mlp: ir.Mlp, work: Stream, name: str) -> Value:
     if mlp.inputs is not None:
         n = graph.take(n, mlp.inputs, 1, f"{name}.inputs")
     n = _times_channels(this, n, mlp.input_gates, work.batch, f"{name}.fc1.gated")
-    hidden = graph.gelu(_linear(graph, mlp.up, n, f"{name}.fc1"), f"{name}.act")
+    hidden = graph.gelu(graph.linear(n, mlp.up, f"{name}.fc1"), f"{name}.act")
     hidden = _times_channels(this, hidden, mlp.unit_gates, work.batch, f"{name}.act.gated")
-    branch = _linear(graph, mlp.down, hidden, f"{name}.fc2")
-    return branch if mlp.residual_scale == 1.0 else graph.scale(branch, mlp.residual_scale, f"{name}.scale")
-
-
-def _linear(graph: GraphBuilder, linear: ir.Linear, x: Value, name: str) -> Value:
-    weight = graph.parameter(f"{name}.weight", linear.weight)
-    bias = None if linear.bias is None else graph.parameter(f"{name}.bias", linear.bias)
-    return graph.gemm(x, weight, bias, name)
+    return last_product(graph, hidden, mlp.down, mlp.residual_scale, name, "fc2")
 
 
 def _times_channels(this: _Block, x: Value, numbers: ir.IndexArray | None, batch: int, name: str) -> Value:

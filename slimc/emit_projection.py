@@ -191,14 +191,14 @@ def _cut_stacked(graph: GraphBuilder, parts: _Parts, rows: Stream, name: str) ->
     cut = []
     for i, (q, k, v) in enumerate(zip(parts["q"], parts["k"], parts["v"], strict=True)):
         label, heads = f"{name}.group{i}.qkv", len(q)
-        joined = _gemm(graph, [*q, *k, *v], rows, label)
+        joined = graph.linear(rows.matrix, stacked([*q, *k, *v]), label)
         shape = (rows.batch, rows.rows, 3, heads, dims(joined)[1] // (3 * heads))
         split = graph.reshape(joined, shape, f"{label}.split")
-        stacked = graph.transpose(split, (2, 0, 3, 1, 4), f"{label}.stacked")
+        turned = graph.transpose(split, (2, 0, 3, 1, 4), f"{label}.stacked")
         names = [f"{name}.{kind}.{i}" for kind in "qkv"]
-        pieces = graph.split(stacked, (1, 1, 1), 0, [f"{piece}.stacked" for piece in names])
+        pieces = graph.split(turned, (1, 1, 1), 0, [f"{piece}.stacked" for piece in names])
         query, key, value = (
-            graph.reshape(piece, dims(stacked)[1:], piece_name) for piece, piece_name in zip(pieces, names, strict=True)
+            graph.reshape(piece, dims(turned)[1:], piece_name) for piece, piece_name in zip(pieces, names, strict=True)
         )
         cut.append((query, graph.transpose(key, (0, 1, 3, 2), f"{names[1]}.transposed"), value))
     return cut
@@ -209,7 +209,7 @@ def _fused(
 ) -> dict[str, list[Value]]:
     """One Gemm for all `parts`, cut into one matrix a kind and group."""
     linears = [linear for lists in parts.values() for group in lists for linear in group]
-    joined = rows.replace(_gemm(graph, linears, rows, f"{name}.{label}"))
+    joined = rows.replace(graph.linear(rows.matrix, stacked(linears), f"{name}.{label}"))
     names = [f"{name}.{kind}.{i}.flat" for kind, lists in parts.items() for i in range(len(lists))]
     widths = [sum(linear.weight.shape[0] for linear in group) for lists in parts.values() for group in lists]
     pieces = iter(_columns(graph, joined, widths, names, layout))
@@ -225,12 +225,11 @@ def _columns(
     return graph.split(rows.images(graph, f"{names[0]}.images"), widths, 2, names)
 
 
-def _gemm(graph: GraphBuilder, linears: Sequence[ir.Linear], rows: Stream, name: str) -> Value:
-    weight = graph.parameter(f"{name}.weight", np.concatenate([linear.weight for linear in linears]))
-    bias = None
-    if any(linear.bias is not None for linear in linears):
-        bias = graph.parameter(f"{name}.bias", np.concatenate([bias_of(linear) for linear in linears]))
-    return graph.gemm(rows.matrix, weight, bias, name)
+def stacked(linears: Sequence[ir.Linear]) -> ir.Linear:
+    """The outputs of `linears`, side by side, as those of one; it has a bias where one of them has."""
+    biased = any(linear.bias is not None for linear in linears)
+    bias = np.concatenate([bias_of(linear) for linear in linears]) if biased else None
+    return ir.Linear(np.concatenate([linear.weight for linear in linears]), bias)
 
 
 def bias_of(linear: ir.Linear) -> ir.FloatArray:
@@ -245,7 +244,7 @@ def _queries(graph: GraphBuilder, groups: list[list[ir.Linear]], rows: _Rows, na
     parts: list[tuple[Stream, ir.IndexArray]] = []
     if seen.any():
         asking = normalised.take(graph, rows.asking[seen], f"{name}.queries")
-        parts.append((asking.replace(_gemm(graph, linears, asking, f"{name}.q")), np.flatnonzero(seen)))
+        parts.append((asking.replace(graph.linear(asking.matrix, stacked(linears), f"{name}.q")), np.flatnonzero(seen)))
     if not seen.all():
         blind = np.flatnonzero(~seen)
         bias = np.concatenate([bias_of(linear) for linear in linears]).astype(np.float32)

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from slimc import ir
+from slimc.emit_projection import stacked
 from slimc.graph import GraphBuilder, Value, dims
 
 
@@ -53,18 +54,15 @@ def _perform(graph: GraphBuilder, performer: ir.Performer, x: Value, batch: int,
     """The rows [B * N, D] that `performer` makes of rows [B * N, E]."""
     n = graph.layer_norm(x, performer.norm1, f"{name}.norm1", f"{name}.norm1")
     linears = (performer.key, performer.query, performer.value)
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    weight = graph.parameter(f"{name}.kqv.weight", np.concatenate([linear.weight for linear in linears]))
-    bias = graph.parameter(f"{name}.kqv.bias", np.concatenate(biases)) if len(biases) == 3 else None
     width = performer.value.weight.shape[0]
     names = [f"{name}.key", f"{name}.query", f"{name}.value"]
-    key, query, value = graph.split(graph.gemm(n, weight, bias, f"{name}.kqv"), [width] * 3, 1, names)
+    key, query, value = graph.split(graph.linear(n, stacked(linears), f"{name}.kqv"), [width] * 3, 1, names)
     features = graph.parameter(f"{name}.w", performer.features)
     mixed = _mix(graph, features, (key, query, value), batch, name)
-    y = graph.add(value, _linear(graph, performer.output, mixed, f"{name}.proj"), f"{name}.residual")
+    y = graph.add(value, graph.linear(mixed, performer.output, f"{name}.proj"), f"{name}.residual")
     n = graph.layer_norm(y, performer.norm2, f"{name}.norm2", f"{name}.norm2")
-    hidden = graph.gelu(_linear(graph, performer.up, n, f"{name}.mlp.0"), f"{name}.mlp.1")
-    return graph.add(y, _linear(graph, performer.down, hidden, f"{name}.mlp.2"), f"{name}.output")
+    hidden = graph.gelu(graph.linear(n, performer.up, f"{name}.mlp.0"), f"{name}.mlp.1")
+    return graph.add(y, graph.linear(hidden, performer.down, f"{name}.mlp.2"), f"{name}.output")
 
 
 def _mix(graph: GraphBuilder, features: Value, kqv: tuple[Value, Value, Value], batch: int, name: str) -> Value:
@@ -94,8 +92,3 @@ def _phi(graph: GraphBuilder, features: Value, u: Value, name: str) -> Value:
     shift = graph.add(half, graph.constant(np.float32(0.5 * math.log(dims(features)[0]))), f"{name}.shift")
     exponent = graph.op("Sub", [projected, shift], f"{name}.exponent", dims(projected))
     return graph.op("Exp", [exponent], name, dims(projected))
-
-
-def _linear(graph: GraphBuilder, linear: ir.Linear, x: Value, name: str) -> Value:
-    bias = None if linear.bias is None else graph.parameter(f"{name}.bias", linear.bias)
-    return graph.gemm(x, graph.parameter(f"{name}.weight", linear.weight), bias, name)

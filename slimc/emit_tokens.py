@@ -68,12 +68,12 @@ def _scores(graph: GraphBuilder, select: ir.SelectTokens, stream: Stream, kept: 
     """Scores [B * N, 1]: rising with what they rank, prefix rows above all patches, hidden rows below all visible ones."""
     scorer = select.scorer
     n = graph.layer_norm(stream.matrix, scorer.norm, f"{name}.in_conv.0", f"{name}.norm")
-    local = graph.gelu(_linear(graph, scorer.local, n, f"{name}.local"), f"{name}.local.act")
-    context = graph.gelu(_linear(graph, scorer.context, n, f"{name}.context"), f"{name}.context.act")
+    local = graph.gelu(graph.linear(n, scorer.local, f"{name}.local"), f"{name}.local.act")
+    context = graph.gelu(graph.linear(n, scorer.context, f"{name}.context"), f"{name}.context.act")
     mean = _mean(graph, stream.replace(context), select.prefix, kept, name)
     hidden = _first_layer(graph, scorer.layers[0], stream.replace(local), mean, name)
     for i, layer in enumerate(scorer.layers[1:-1], 1):
-        hidden = _linear(graph, layer, graph.gelu(hidden, f"{name}.out_conv.{i}.act"), f"{name}.out_conv.{i}")
+        hidden = graph.linear(graph.gelu(hidden, f"{name}.out_conv.{i}.act"), layer, f"{name}.out_conv.{i}")
     hidden = graph.gelu(hidden, f"{name}.out_conv.act")
     step = 2.0 * score_bound(scorer) + 1.0
     offsets = np.zeros(stream.rows)
@@ -97,7 +97,7 @@ def _switch(graph: GraphBuilder, rows: Value, depth: float, name: str) -> Value:
 
 def _single(graph: GraphBuilder, last: ir.Linear, hidden: Value, name: str) -> Value:
     """One score a row: the last layer's only output, or keep - drop of its two."""
-    logits = _linear(graph, last, hidden, f"{name}.score")
+    logits = graph.linear(hidden, last, f"{name}.score")
     if dims(logits)[1] == 1:
         return logits
     keep, drop = graph.split(logits, [1, 1], 1, [f"{name}.score.keep", f"{name}.score.drop"])
@@ -122,7 +122,7 @@ def _first_layer(graph: GraphBuilder, layer: ir.Linear, local: Stream, mean: Val
     """The scorer's first layer [B * N, out]; what the mean adds to it is the bias of its image."""
     name = f"{name}.out_conv.0"
     split = dims(local.matrix)[1]
-    shared = _linear(graph, ir.Linear(layer.weight[:, split:], layer.bias), mean, f"{name}.context")
+    shared = graph.linear(mean, ir.Linear(layer.weight[:, split:], layer.bias), f"{name}.context")
     weight = graph.parameter(f"{name}.local.weight", layer.weight[:, :split])
     if local.batch == 1:
         return graph.gemm(local.matrix, weight, shared, f"{name}.local")
@@ -161,9 +161,3 @@ def _length(linear: ir.Linear, length: float) -> float:
     squared = weight @ weight.T
     gain = np.linalg.norm(squared @ squared) ** 0.25
     return float(gain * length + (0.0 if linear.bias is None else np.linalg.norm(linear.bias)))
-
-
-def _linear(graph: GraphBuilder, linear: ir.Linear, x: Value, name: str) -> Value:
-    weight = graph.parameter(f"{name}.weight", linear.weight)
-    bias = None if linear.bias is None else graph.parameter(f"{name}.bias", linear.bias)
-    return graph.gemm(x, weight, bias, name)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from slimc.errors import InternalError
-from slimc.ir import LayerNorm
+from slimc.ir import LayerNorm, Linear
 
 Value = oir.Value
 
@@ -120,6 +120,12 @@ class GraphBuilder:
         shape = (dims(x)[0], dims(weight)[0])
         inputs = [x, weight] if bias is None else [x, weight, bias]
         return self.op("Gemm", inputs, name, shape, {"transB": 1})
+
+    def linear(self, x: Value, linear: Linear, name: str) -> Value:
+        """`linear` of x [rows, in], whose parameters are those of the module `name`."""
+        weight = self.parameter(f"{name}.weight", linear.weight)
+        bias = None if linear.bias is None else self.parameter(f"{name}.bias", linear.bias)
+        return self.gemm(x, weight, bias, name)
 
     def matmul(self, a: Value, b: Value, name: str) -> Value:
         """The product a b over the last two axes; the leading axes are equal."""
