@@ -23,9 +23,7 @@ from time import perf_counter, process_time
 import numpy as np
 import numpy.typing as npt
 
-from slimc import cores
-from slimc.backends import openvino, ort
-from slimc.backends.base import Session
+from slimc import cores, steady
 
 ENGINES = ("onnxruntime", "openvino")
 _WARM_UP = 2
@@ -59,19 +57,6 @@ def measure(paths: Sequence[Path], engine: str, threads: int, effort: Effort) ->
 def chosen_cores(threads: int) -> tuple[int, ...]:
     """The last `threads` of the cores that this process may use."""
     return cores.usable()[-threads:]
-
-
-def _load(path: Path, engine: str, threads: int) -> Session:
-    if engine == "openvino":
-        return openvino.load(path, threads=threads)
-    return ort.load(path, threads=threads, steady=True)
-
-
-def open_model(path: Path, engine: str, threads: int) -> Callable[[], object]:
-    """The model at `path`, loaded: a function that runs it once on a fixed input."""
-    session = _load(path, engine, threads)
-    spec = session.inputs[0]
-    return session.timer({spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32)})
 
 
 def time_in_turns(runs: Sequence[Callable[[], object]], effort: Effort) -> Times:
@@ -108,9 +93,8 @@ def main() -> None:
     options = parser.parse_args()
     chosen = chosen_cores(options.threads)
     with cores.kept_to(chosen):
-        runs = [open_model(path, options.engine, options.threads) for path in options.models]
-        # ONNX Runtime's workers have the other cores; OpenVINO moves its threads itself.
-        with cores.kept_to(chosen[:1] if options.engine == "onnxruntime" else ()):
+        runs = [steady.timer(steady.load(path, options.engine, options.threads)) for path in options.models]
+        with steady.running(options.engine, chosen):
             times = time_in_turns(runs, Effort(options.seconds, options.rounds))
     if options.json:
         print(json.dumps(times.tolist()))

@@ -6,8 +6,7 @@ small embedding, and timed in turns. The time of one is taken to be
     a + b * rows * dim + the sum over its groups of MeasuredCosts.group
 
 which is linear in the numbers of `MeasuredCosts`; they are what fits best, by least squares of the relative error and none
-below zero. Worker threads sleep while they wait (no spinning), for those of many sessions share the cores, and each keeps
-to one.
+below zero.
 """
 
 from __future__ import annotations
@@ -17,22 +16,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from slimc import cores, ir
-from slimc.backends import openvino, ort
-from slimc.backends.base import Session, Timer, image_input
+from slimc import cores, ir, steady
+from slimc.backends.base import Timer
 from slimc.costs import Kernel, MeasuredCosts, Work
 from slimc.doctor import processor
 from slimc.emit import emit
+from slimc.steady import Backend
 from slimc.target import Target
 from slimc.tuning import Tuning
 
-Backend = Literal["onnxruntime", "openvino"]
 Float64 = npt.NDArray[np.float64]
 
 _BLOCKS = 4
@@ -119,31 +116,20 @@ def measure_costs(backend: Backend, threads: int, advance: Callable[[float], Non
         for section, path in zip(chosen, paths, strict=True):
             oir.save(emit(network(section), target), path)
         for loading in range(_LOADINGS):
-            sessions = [_open(path, backend, threads) for path in paths]
-            with cores.kept_to(cores.usable()[:1] if operator else ()):
+            sessions = [steady.load(path, backend, threads) for path in paths]
+            timers = [steady.timer(session) for session in sessions]
+            with steady.running(backend, cores.usable()):
                 for i in range(_ROUNDS):
-                    times.append(_round(sessions))
+                    times.append(_round(timers))
                     advance((loading * _ROUNDS + i + 1) / (_LOADINGS * _ROUNDS))
     microseconds = 1e6 * np.median(times, axis=0) / _BLOCKS
     costs, error = fit(chosen, microseconds, threads, parts)
     return Tuning(costs, operator, sessions[0].backend, processor(), len(chosen), error)
 
 
-def _open(path: Path, backend: Backend, threads: int) -> Session:
-    if backend == "openvino":
-        return openvino.load(path, threads=threads)
-    return ort.load(path, threads=threads, steady=True)
-
-
-def _round(sessions: Sequence[Session]) -> Float64:
-    """Seconds of one run of each session, in turns."""
-    timers = [_timer(session) for session in sessions]
+def _round(timers: Sequence[Timer]) -> Float64:
+    """Seconds of one run of each model, in turns."""
     return np.array([min(timer().latency for _ in range(_RUNS)) for timer in timers])
-
-
-def _timer(session: Session) -> Timer:
-    spec = image_input(session, "a model to be timed")
-    return session.timer({spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32)})
 
 
 def fit(chosen: Sequence[Section], microseconds: Float64, threads: int, parts: int) -> tuple[MeasuredCosts, float]:
