@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from slimc.ir.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from slimc.models.ada_vit_network import AdaptiveBlock, AdaptiveVisionTransformer, AdaVitConfig, Policy
-from slimc.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 ADA_DEIT_S = AdaVitConfig(
     image=(224, 224),

@@ -22,17 +22,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.ada_checkpoint import ADA_DEIT_S, write_checkpoint, write_pictures
-from slimc import adaptive as ways
-from slimc.adaptive import Adaptive
 from slimc.backends import ort
 from slimc.backends.base import Timing
-from slimc.export import Compiled, compile_checkpoint, emit_onnx
-from slimc.export_options import ExportOptions
-from slimc.images import image_files, load_images
+from slimc.compiler import adaptive as ways
+from slimc.compiler.adaptive import Adaptive
+from slimc.compiler.export import Compiled, compile_checkpoint, emit_onnx
+from slimc.compiler.limits import Usage, executed_macs
+from slimc.compiler.options import ExportOptions
+from slimc.emit.file import write_model
+from slimc.files.images import image_files, load_images
 from slimc.models.options import ModelOptions
-from slimc.onnx_file import write_model
-from slimc.target import find_target
-from slimc.usage import Usage, executed_macs
+from slimc.targets.target import find_target
 
 
 @dataclass(frozen=True)

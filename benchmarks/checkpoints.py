@@ -1,7 +1,7 @@
 """Random full-size ViT-Slim checkpoints whose zetas resemble those of a real search.
 
 Real searches prune deep layers hardest and leave ragged heads: a layer's zetas fall with depth, every head has a level
-of its own, and channels scatter around it, as in the really searched digits checkpoint in slimc/data.
+of its own, and channels scatter around it, as in the really searched digits checkpoint in slimc/cli/data.
 
     python -m benchmarks.checkpoints deit-s deit_s.pth --budget 0.7
 """

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import write_checkpoint
-from slimc.engine import EngineOptions, build_engine
-from slimc.engine_file import EngineFacts
-from slimc.export import export
-from slimc.export_options import ExportOptions
+from slimc.backends.engine_file import EngineFacts
+from slimc.compiler.engine import EngineOptions, build_engine
+from slimc.compiler.export import export
+from slimc.compiler.options import ExportOptions
 from slimc.models.options import ModelOptions, Variant
-from slimc.target import find_target
+from slimc.targets.target import find_target
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 

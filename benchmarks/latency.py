@@ -20,13 +20,14 @@ import numpy as np
 
 from benchmarks import checkpoints, dynamic_vit
 from benchmarks.timing import Effort, measure
-from slimc import frontend, ir
-from slimc.count import count
-from slimc.emit import emit
+from slimc import ir
+from slimc.compiler import load as frontend
+from slimc.compiler.pipeline import compile_model, passes_for
+from slimc.emit.file import write_model
+from slimc.emit.model import emit
 from slimc.models.options import ModelOptions, SearchedModel
-from slimc.onnx_file import write_model
-from slimc.pipeline import compile_model, passes_for
-from slimc.target import Target, find_target
+from slimc.targets.count import count
+from slimc.targets.target import Target, find_target
 
 if TYPE_CHECKING:
     from torch import nn

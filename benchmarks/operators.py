@@ -20,7 +20,7 @@ import onnxruntime
 from benchmarks.latency import TIMM, Bench
 from benchmarks.store import Row, table
 from benchmarks.timing import chosen_cores
-from slimc import cores
+from slimc.backends import cores
 
 _RUNS, _WARM_UP = 30, 5
 MODELS = ("timm dense", "slim")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.compile import ONNXSLIM, SLIMC, TORCH, UNVERIFIED
 from benchmarks.store import Row
-from slimc.files import replacing
-from slimc.plot import pyplot
+from slimc.files.output import replacing
+from slimc.report.structure import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from benchmarks.latency import SYSTEMS, Case
 from benchmarks.operators import operators_table
 from benchmarks.plots import plot_compile, plot_latency
 from benchmarks.store import Row, machine, table
-from slimc.files import replacing
+from slimc.files.output import replacing
 
 _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _ORDER = ("system", "size", "budget", "batch_size", "threads", "engine")

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from slimc.files import replacing
+from slimc.files.output import replacing
 
 Row = dict[str, Any]
 

@@ -23,7 +23,8 @@ from time import perf_counter, process_time
 import numpy as np
 import numpy.typing as npt
 
-from slimc import cores, steady
+from slimc.backends import cores
+from slimc.evaluate import cpu_timing
 
 ENGINES = ("onnxruntime", "openvino")
 _WARM_UP = 2
@@ -93,8 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     chosen = chosen_cores(options.threads)
     with cores.kept_to(chosen):
-        runs = [steady.timer(steady.load(path, options.engine, options.threads)) for path in options.models]
-        with steady.running(options.engine, chosen):
+        runs = [cpu_timing.timer(cpu_timing.load(path, options.engine, options.threads)) for path in options.models]
+        with cpu_timing.running(options.engine, chosen):
             times = time_in_turns(runs, Effort(options.seconds, options.rounds))
     if options.json:
         print(json.dumps(times.tolist()))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from slimc import frontend
+from slimc.compiler import load as frontend
 from slimc.models.options import ModelOptions
 
 

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from slimc import ir
-from slimc.checkpoint import Checkpoint
+from slimc.compiler.limits import BlockUsage, Usage
 from slimc.errors import CheckpointError, OptionError
+from slimc.files.checkpoint import Checkpoint
 from slimc.models import ada_vit_flags as flags
 from slimc.models.ada_vit_network import TOKEN_THRESHOLD, AdaptiveVisionTransformer, AdaVitConfig
 from slimc.models.geometry import image_size
 from slimc.models.options import ModelOptions, SearchedModel, Variant
 from slimc.models.t2t_network import SPLITS
 from slimc.models.weights import Weights
-from slimc.usage import BlockUsage, Usage
 
 _T2T_PATCH = math.prod(stride for _, stride, _ in SPLITS)
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from slimc import ir
-from slimc.checkpoint import Checkpoint
 from slimc.errors import CheckpointError
+from slimc.files.checkpoint import Checkpoint
 from slimc.models.dynamic_vit_network import DynamicVisionTransformer, DynamicVitConfig
 from slimc.models.dynamic_vit_settings import (
     Shapes,

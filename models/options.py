@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slimc import ir
 from slimc.errors import OptionError
-from slimc.models.preprocessing import Preprocessing
+from slimc.ir.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import torch
 
-    from slimc.usage import Usage
+    from slimc.compiler.limits import Usage
 
     Select = Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]]
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from slimc import ir
-from slimc.checkpoint import Checkpoint
 from slimc.errors import BudgetError, CheckpointError, OptionError
+from slimc.files.checkpoint import Checkpoint
 from slimc.models.geometry import image_size
 from slimc.models.options import ModelOptions, SearchedModel, Variant
 from slimc.models.vit_slim_masks import Budgets, Masks, Zetas, binary_masks, check_budget, full_masks

@@ -1,1 +1,1 @@
-"""Rewrites of the IR, one family a file; `slimc.pipeline` says in which order they run and why."""
+"""Rewrites of the IR, one family a file; `slimc.compiler.pipeline` says in which order they run and why."""

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.attention_plan import absorbs
 from slimc.ir import Attention, Block, BlockRows, FloatArray, Head, Linear, Mlp, Model, block_rows, live_rows
 from slimc.passes.rewrite import with_blocks
-from slimc.target import Target
+from slimc.targets.plan import absorbs
+from slimc.targets.target import Target
 
 _UNIT = 8.0
 

@@ -10,8 +10,8 @@ in small operations. The partition of the sorted heads that costs least is found
 
     best(j) = min over i < j of  best(i) + cost of a group of j - i heads, all of width(j)
 
-with width(j) the widest head of the group, rounded as the target asks, and costs as in `slimc.costs`. Exact; deterministic
-(ties take fewer groups).
+with width(j) the widest head of the group, rounded as the target asks, and costs as in `slimc.targets.costs`. Exact;
+deterministic (ties take fewer groups).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.attention_plan import head_width, rows_for_parts
-from slimc.costs import Work
 from slimc.ir import Attention, FloatArray, Head, Linear, Model, block_rows, key_rows, live_rows, map_arrays
 from slimc.passes.rewrite import with_blocks
-from slimc.target import Target
+from slimc.targets.costs import Work
+from slimc.targets.plan import head_width, rows_for_parts
+from slimc.targets.target import Target
 
 
 @dataclass(frozen=True)

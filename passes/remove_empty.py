@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.interpret_linear import apply, gelu
 from slimc.ir import Attention, Block, Constant, FloatArray, Mlp, Model
+from slimc.ir.interpret.linear import apply, gelu
 from slimc.passes.rewrite import AttentionBranch, MlpBranch, map_branches, with_blocks
 
 

@@ -1,5 +1,5 @@
 """``python -m slimc``."""
 
-from slimc.cli import main
+from slimc.cli.main import main
 
 main()

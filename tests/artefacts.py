@@ -11,13 +11,13 @@ from pathlib import Path
 import onnx_ir as oir
 
 from benchmarks.checkpoints import write_checkpoint
-from slimc.costs import CountedCosts
-from slimc.export import compile_checkpoint, emit_onnx, export
-from slimc.export_options import ExportOptions
+from slimc.compiler.export import compile_checkpoint, emit_onnx, export
+from slimc.compiler.options import ExportOptions
+from slimc.emit.precision import to_half
+from slimc.files.reference import reference_path
 from slimc.models.options import ModelOptions, Variant
-from slimc.precision import to_half
-from slimc.reference import reference_path
-from slimc.target import find_target
+from slimc.targets.costs import CountedCosts
+from slimc.targets.target import find_target
 from tests.vectors import DATA
 
 VECTORS = {

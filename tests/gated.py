@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from slimc import ir
-from slimc.checkpoint import Checkpoint, read_checkpoint
+from slimc.compiler.limits import Usage
+from slimc.files.checkpoint import Checkpoint, read_checkpoint
 from slimc.models import ada_vit
 from slimc.models.ada_vit_network import AdaptiveVisionTransformer, AdaVitConfig
 from slimc.models.options import HeadEffect, ModelOptions, SearchedModel
-from slimc.usage import Usage
 
 DATA = Path(__file__).parent / "data"
 VECTORS = ("adavit-a-head-layer", "adavit-b-head-layer-tokenmlp", "adavit-c-t2t-performer")

@@ -12,8 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from slimc import ir
-from slimc.interpret import interpret
-from slimc.interpret_linear import Float64
+from slimc.ir.interpret.linear import Float64
+from slimc.ir.interpret.model import interpret
 from slimc.passes.rewrite import Pass
 
 EPS = 1e-6

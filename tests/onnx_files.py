@@ -12,8 +12,8 @@ import onnxruntime
 from onnx.shape_inference import infer_shapes
 
 from slimc import ir
-from slimc.emit import emit
-from slimc.target import find_target
+from slimc.emit.model import emit
+from slimc.targets.target import find_target
 
 
 def emitted(

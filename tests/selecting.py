@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from slimc.checkpoint import Checkpoint
+from slimc.files.checkpoint import Checkpoint
 from slimc.ir import FloatArray, IndexArray
 from slimc.models import dynamic_vit
 from slimc.models.dynamic_vit_network import DynamicVisionTransformer, DynamicVitConfig

@@ -9,13 +9,13 @@ from slimc.backends import ort
 from slimc.backends.base import run_images
 from slimc.backends.choose import open_session
 from slimc.backends.cuda import gpu_missing, open_device
-from slimc.bench import Subject, measure
-from slimc.compare import compare
-from slimc.engine import EngineOptions, build_engine
+from slimc.compiler.engine import EngineOptions, build_engine
+from slimc.compiler.verify import Against, verify
+from slimc.emit.precision import TOLERANCE, Precision
 from slimc.errors import MissingError, ModelFileError
-from slimc.precision import TOLERANCE, Precision
-from slimc.reference import read_reference, reference_path
-from slimc.verify import Against, verify
+from slimc.evaluate.latency import Subject, measure
+from slimc.evaluate.logits import compare
+from slimc.files.reference import read_reference, reference_path
 from tests.artefacts import VECTORS, exported, full_size
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpu_missing() is not None, reason=str(gpu_missing()))]
@@ -60,7 +60,7 @@ def test_attention_that_is_not_fused_computes_the_same(backend, tmp_path):
 def test_the_inspector_or_the_log_tells_of_fused_attention(backend, tmp_path):
     model = exported("channel", tmp_path)
     engine = built(model, backend, "fp16")
-    from slimc.engine_file import read_engine
+    from slimc.backends.engine_file import read_engine
 
     _, facts = read_engine(engine)
     assert len(facts.kernels) > 0

@@ -51,8 +51,8 @@ def open_session(path: Path, backend: str = "auto", *, threads: int | None = Non
 
 def _open_engine(path: Path, backend: str) -> Session:
     from slimc.backends import cuda, tensorrt, tensorrt_rtx
+    from slimc.backends.engine_file import read_engine
     from slimc.backends.tensorrt_common import library_version
-    from slimc.engine_file import read_engine
 
     data, facts = read_engine(path)
     if backend not in ("auto", facts.backend):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from slimc import cores
+from slimc.backends import cores
 from slimc.backends.base import Array, TensorSpec, Timer, Timing
 from slimc.errors import MissingError, ModelFileError
 
@@ -121,7 +121,7 @@ def _session(onnxruntime: Any, path: Path, options: Any, providers: list[tuple[s
             raise
         import onnx_ir
 
-        from slimc.precision import compute_in_float32
+        from slimc.emit.precision import compute_in_float32
 
         model = onnx_ir.load(path)
         compute_in_float32(model)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimc.backends import cuda
+from slimc.backends.fusion import Kernel, read_inspector
 from slimc.backends.tensorrt_common import MIN_VERSION, EngineSession, Library, Plan, build, load
 from slimc.errors import MissingError, OptionError
-from slimc.fusion import Kernel, read_inspector
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from slimc.backends import cuda
+from slimc.backends.fusion import Kernel, read_log
 from slimc.backends.tensorrt_common import EngineSession, Library, Plan, build, collecting_logger, load
 from slimc.errors import MissingError, ModelFileError, OptionError
-from slimc.fusion import Kernel, read_log
 
 NAME = "tensorrt-rtx"
 _INSTALL = "pip install 'slimc[rtx]'"

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimc.checkpoint import read_checkpoint
 from slimc.errors import CheckpointError, OptionError
-from slimc.interpret import interpret, trace
+from slimc.files.checkpoint import read_checkpoint
 from slimc.ir import Attention
+from slimc.ir.interpret.model import interpret, trace
+from slimc.ir.validate import validate
 from slimc.models import ada_vit
 from slimc.models.ada_vit_flags import UNSUPPORTED
 from slimc.models.options import ModelOptions
-from slimc.validate import validate
 from tests.gated import DATA, SMALL, VECTORS, images_for, observe, random_adaptive, random_checkpoint, vector
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from slimc.checkpoint import Checkpoint, read_checkpoint
 from slimc.errors import BudgetError, CheckpointError, OptionError
-from slimc.interpret import interpret, trace
+from slimc.files.checkpoint import Checkpoint, read_checkpoint
 from slimc.ir import Attention, Mlp, arrays
+from slimc.ir.interpret.model import interpret, trace
+from slimc.ir.validate import validate
 from slimc.models import dynamic_vit, vit_slim
 from slimc.models.dynamic_vit_network import DynamicVisionTransformer, DynamicVitConfig, Masked
 from slimc.models.dynamic_vit_settings import keep_ratios
 from slimc.models.options import ModelOptions
-from slimc.validate import validate
 from tests.selecting import (
     VECTORS,
     Vector,

@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from slimc import frontend, ir
-from slimc.checkpoint import Checkpoint
+from slimc import ir
+from slimc.compiler import load as frontend
+from slimc.compiler.pipeline import check_passes, compile_model, passes_for
 from slimc.errors import BudgetError, CheckpointError, OptionError
-from slimc.interpret import interpret
+from slimc.files.checkpoint import Checkpoint
+from slimc.ir.interpret.model import interpret
 from slimc.models import vit_slim
 from slimc.models.options import ModelOptions, SearchedModel
 from slimc.models.vit_slim_masks import threshold
 from slimc.models.weights import Weights
-from slimc.pipeline import check_passes, compile_model, passes_for
-from slimc.target import find_target
+from slimc.targets.target import find_target
 from tests import vectors
 from tests.checkpoints import Recipe, arguments, save, state_dict
 from tests.models import vit_slim_spec as spec
 from tests.onnx_files import emitted, products, run_onnx
-from tests.slimc.test_count import assert_counts, assert_least_products
+from tests.targets.test_count import assert_counts, assert_least_products
 
 TOLERANCE = 2e-5  # of logits that reach about 3, in float32
 

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from slimc.interpret_linear import Float64
+from slimc.ir.interpret.linear import Float64
 from tests.checkpoints import Recipe, State
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])

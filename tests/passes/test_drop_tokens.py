@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 
 from slimc.errors import PassError
-from slimc.interpret import trace
 from slimc.ir import Attention, Model, block_rows, to_float64
+from slimc.ir.interpret.model import trace
+from slimc.ir.validate import validate
 from slimc.passes.drop_tokens import DropUnselectedTokens
-from slimc.validate import validate
 from tests.selecting import images_for, random_searched, searched_models, small_config
 
 

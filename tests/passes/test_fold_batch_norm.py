@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimc.interpret import interpret
 from slimc.ir import Convolution, Model, to_float64
+from slimc.ir.interpret.model import interpret
+from slimc.ir.validate import validate
 from slimc.passes.fold_batch_norm import FoldBatchNorm
-from slimc.validate import validate
 from tests.selecting import images_for, random_searched, small_config
 
 

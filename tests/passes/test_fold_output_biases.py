@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 
 from slimc import ir
+from slimc.compiler.pipeline import passes_for
 from slimc.passes.fold_output_biases import FoldOutputBiases
-from slimc.pipeline import passes_for
-from slimc.target import Target, find_target
+from slimc.targets.target import Target, find_target
 from tests.networks import (
     Geometry,
     assert_same_interface,

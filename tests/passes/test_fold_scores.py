@@ -1,10 +1,10 @@
 import numpy as np
 from hypothesis import given, settings
 
-from slimc.interpret import trace
 from slimc.ir import to_float64
+from slimc.ir.interpret.model import trace
+from slimc.ir.validate import validate
 from slimc.passes.fold_scores import FoldScores
-from slimc.validate import validate
 from tests.selecting import images_for, random_searched, searched_models, small_config
 
 

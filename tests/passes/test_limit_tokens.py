@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from slimc import ir
 from slimc.errors import PassError
-from slimc.interpret import interpret, trace
+from slimc.ir.interpret.model import interpret, trace
+from slimc.ir.validate import validate
 from slimc.passes.limit_tokens import LimitTokens
-from slimc.validate import validate
 from tests.gated import images_for, random_adaptive
 
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimc import ir
+from slimc.compiler.pipeline import passes_for
 from slimc.passes.order_tokens import OrderTokens
 from slimc.passes.remove_dead_tokens import RemoveDeadTokens
-from slimc.pipeline import passes_for
-from slimc.target import find_target
+from slimc.targets.target import find_target
 from tests.networks import assert_same_interface, assert_same_meaning, branches, dense_networks, masked_networks, run
 
 order = OrderTokens()

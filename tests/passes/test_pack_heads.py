@@ -10,10 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from slimc import ir
-from slimc.costs import CountedCosts, Kernel, MeasuredCosts, Work
+from slimc.compiler.pipeline import passes_for
 from slimc.passes.pack_heads import PackHeads, partition, rounded
-from slimc.pipeline import passes_for
-from slimc.target import TARGETS, Target, find_target
+from slimc.targets.costs import CountedCosts, Kernel, MeasuredCosts, Work
+from slimc.targets.target import TARGETS, Target, find_target
 from tests.networks import Geometry, assert_same_interface, assert_same_meaning, dense_network, masked_networks, run
 
 targets = st.sampled_from(TARGETS).map(find_target)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimc import ir
-from slimc.interpret import classify, embed, run_block
-from slimc.interpret_linear import Float64
+from slimc.ir.interpret.linear import Float64
+from slimc.ir.interpret.model import classify, embed, run_block
 from slimc.passes.fold_biases import FoldBiases
 from slimc.passes.remove_channels import RemoveMaskedChannels
 from slimc.passes.remove_dead_tokens import RemoveDeadTokens

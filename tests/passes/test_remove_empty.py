@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from slimc import ir
-from slimc.interpret_linear import apply, gelu
+from slimc.ir.interpret.linear import apply, gelu
 from slimc.passes.fold_biases import FoldBiases
 from slimc.passes.fold_scales import FoldScales
 from slimc.passes.remove_channels import RemoveMaskedChannels

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from slimc import ir
 from slimc.errors import PassError
-from slimc.interpret import interpret
+from slimc.ir.interpret.model import interpret
+from slimc.ir.validate import validate
 from slimc.passes.remove_settled_gates import RemoveSettledGates, Settled
-from slimc.validate import validate
 from tests.gated import images_for, random_adaptive
 
 OPEN = Settled(heads=(None,) * 4)

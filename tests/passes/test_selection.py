@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from slimc.interpret import interpret
+from slimc.compiler.pipeline import check_passes, compile_model, passes_for
 from slimc.ir import Attention, Constant, Mlp, Model, block_rows, to_float64
+from slimc.ir.interpret.model import interpret
+from slimc.ir.validate import validate
 from slimc.passes.drop_tokens import DropUnselectedTokens
 from slimc.passes.fold_biases import FoldBiases
 from slimc.passes.fold_constants import FoldConstants
 from slimc.passes.fold_scales import FoldScales
 from slimc.passes.order_tokens import OrderTokens
 from slimc.passes.remove_dead_tokens import RemoveDeadTokens
-from slimc.pipeline import check_passes, compile_model, passes_for
-from slimc.target import find_target
-from slimc.validate import validate
+from slimc.targets.target import find_target
 from tests.selecting import images_for, random_searched, searched_models, small_config
 
 

@@ -1,0 +1,30 @@
+"""``slimc doctor``: what this machine can do, and what to install for the rest."""
+
+from __future__ import annotations
+
+from slimc.cli import options as opt
+
+HELP = """Tell what this machine can compile, build, run and time, and the command that installs what is missing."""
+EXAMPLE = "Example: slimc doctor --json"
+
+
+def command(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+    """Examine this machine."""
+    from dataclasses import asdict
+
+    from slimc.cli.console import Output
+    from slimc.cli.doctor import abilities, examine
+
+    out = Output(json, quiet)
+    with out.step("looking around"):
+        findings = examine()
+    able = abilities(findings)
+    out.result({"findings": [{**asdict(finding), "works": finding.works} for finding in findings], "able": able})
+    out.table(
+        "",
+        ("", "found", "for", "to install"),
+        [(f.name, f.found, f.purpose, f.install) for f in findings],
+        figures=False,
+    )
+    for ability, works in able.items():
+        out.print(f"{ability.replace('_', ' ')}: {'yes' if works else 'no'}")

@@ -1,0 +1,144 @@
+"""``slimc verify``: do models and engines compute what the PyTorch network does?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slimc.cli import options as opt
+
+if TYPE_CHECKING:
+    from slimc.cli.console import Output
+    from slimc.compiler.verify import Verdict
+
+HELP = """Compare models (.onnx) and engines (.engine) with the PyTorch network, by the reference that export wrote.
+
+The last line is PASSED or FAILED; the exit status is 1 where an artefact fails. Needs neither torch nor timm unless
+--against is a checkpoint."""
+EXAMPLE = "Example: slimc verify small.onnx small.engine --against small.reference.npz"
+
+
+def command(
+    artefacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Models and engines.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT|ONNX|NPZ", help="Default: the .reference.npz beside each artefact."),
+    ] = None,
+    data: opt.Data = None,
+    backend: Annotated[str, typer.Option(help=opt.BACKEND_HELP)] = "auto",
+    threads: opt.Threads = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Share of the logits' spread. Default: by precision, 1e-4 fp32, 1e-2 fp16, 8e-2 bf16."),
+    ] = None,
+    budget: opt.Budget = None,
+    budget_attn: opt.BudgetAttn = None,
+    budget_mlp: opt.BudgetMlp = None,
+    budget_patch: opt.BudgetPatch = None,
+    ema: opt.Ema = None,
+    img_size: opt.ImgSize = None,
+    num_heads: opt.NumHeads = None,
+    qk_scale: opt.QkScale = None,
+    keep_rate: opt.KeepRate = None,
+    keep_ratios: opt.KeepRatios = None,
+    pruning_loc: opt.PruningLoc = None,
+    skip_lam: opt.SkipLam = None,
+    ada_head: opt.AdaHead = None,
+    ada_token_with_mlp: opt.AdaTokenWithMlp = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Verify every artefact."""
+    from slimc.cli.console import Output
+
+    model_options = opt.model_options(
+        opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch),
+        img_size,
+        num_heads,
+        qk_scale,
+        opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam),
+        opt.DecisionOptions(ada_head, ada_token_with_mlp),
+    )
+
+    from slimc.compiler.verify import Against, verify
+
+    out = Output(json, quiet)
+    source = Against(against, data, model_options, ema)
+    verdicts = []
+    for path in artefacts:
+        with out.step(f"running {path.name}"):
+            verdicts.append(verify(path, source, backend=backend, threads=threads, tolerance=tolerance))
+    passed = all(verdict.passed for verdict in verdicts)
+    out.result({"artefacts": [_to_json(verdict) for verdict in verdicts], "passed": passed})
+    _print_report(out, verdicts)
+    out.print("PASSED" if passed else "FAILED")
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _to_json(verdict: Verdict) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from slimc.evaluate.logits import summary
+
+    return {
+        "path": str(verdict.artefact.path),
+        "precision": verdict.artefact.precision,
+        "backend": verdict.backend,
+        "passed": verdict.passed,
+        "failure": verdict.failure or None,
+        "comparison": None if verdict.comparison is None else summary(verdict.comparison),
+        **({} if verdict.agreement is None else {verdict.agreement.key: asdict(verdict.agreement)}),
+    }
+
+
+def _agreement_rows(verdicts: list[Verdict]) -> list[tuple[str, list[str]]]:
+    """How far kept patches or decisions agree, where any artefact makes some."""
+    from slimc.evaluate.decisions import Exactness
+    from slimc.evaluate.selections import Agreement
+
+    found = [v.agreement if isinstance(v.agreement, Agreement) else None for v in verdicts]
+    decided = [v.agreement if isinstance(v.agreement, Exactness) else None for v in verdicts]
+    if any(decided):
+        return [
+            ("exact images", [f"{e.exact} of {e.images}" if e else "-" for e in decided]),
+            ("equal decisions", [f"{e.agreement:.3%}" if e else "-" for e in decided]),
+            (
+                "worst on the others",
+                [f"{e.worst_other:.2e}" if e and e.worst_other is not None else "-" for e in decided],
+            ),
+        ]
+    if not any(found):
+        return []
+    return [
+        ("kept patches, by stage", [" ".join(f"{share:.1%}" for share in a.stages) if a else "-" for a in found]),
+        ("inputs with equal sets", [f"{a.equal} of {a.inputs}" if a else "-" for a in found]),
+    ]
+
+
+def _print_report(out: Output, verdicts: list[Verdict]) -> None:
+    """One column an artefact."""
+    found = [verdict.comparison for verdict in verdicts]
+    rows: list[tuple[str, list[str]]] = [
+        ("back end", [verdict.backend for verdict in verdicts]),
+        ("precision", [verdict.artefact.precision for verdict in verdicts]),
+        ("inputs x classes", [f"{c.inputs} x {c.classes}" if c else "-" for c in found]),
+        ("max abs", [f"{c.max_abs:.3e}" if c else "-" for c in found]),
+        ("mean abs", [f"{c.mean_abs:.3e}" if c else "-" for c in found]),
+        ("99th percentile", [f"{c.p99_abs:.3e}" if c else "-" for c in found]),
+        ("max of the logits' spread", [f"{c.max_rel:.3e}" if c else "-" for c in found]),
+        ("tolerance", [f"{c.tolerance:.0e}" if c else "-" for c in found]),
+        ("cosine, smallest", [f"{c.cosine:.9f}" if c else "-" for c in found]),
+        ("top-1 agreement", [f"{c.top1_agreement:.1%}" if c else "-" for c in found]),
+        ("top-5 agreement", [f"{c.top5_agreement:.1%}" if c else "-" for c in found]),
+        ("smallest margin", [f"{c.margin:.3e}" if c else "-" for c in found]),
+        ("worst input", [str(c.worst_input) if c else "-" for c in found]),
+        *_agreement_rows(verdicts),
+        ("verdict", ["passed" if verdict.passed else "failed" for verdict in verdicts]),
+    ]
+    out.table("", ("", *(v.artefact.path.name for v in verdicts)), [(name, *cells) for name, cells in rows])
+    for verdict in verdicts:
+        if verdict.failure:
+            out.print(f"{verdict.artefact.path}: {verdict.failure}")

@@ -1,0 +1,245 @@
+"""Building an engine: the precision goes into the graph, the graph into a plan, and the plan is checked and described."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import onnx_ir as oir
+
+from slimc import __version__
+from slimc.backends import cuda, ort, tensorrt, tensorrt_rtx
+from slimc.backends.choose import open_session
+from slimc.backends.engine_file import SUFFIX, EngineFacts, facts_path, write_facts
+from slimc.backends.fusion import Kernel, attention_sites, summarise
+from slimc.backends.tensorrt_common import Plan, library_version
+from slimc.compiler.export import Step, export, silent
+from slimc.compiler.options import ExportOptions
+from slimc.emit.file import write_model
+from slimc.emit.precision import TOLERANCE, Precision, break_attention_fusion, to_half
+from slimc.errors import MismatchError, MissingError, OptionError
+from slimc.evaluate.logits import Comparison
+from slimc.evaluate.selections import Choices, compare_with
+from slimc.files.metadata import read_metadata
+from slimc.files.output import check_writable, replacing
+from slimc.files.reference import read_reference, reference_path
+from slimc.models.options import ModelOptions
+from slimc.targets.target import find_target
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to build. No targets: this machine's GPU, else what the model was exported for, else SM80 and newer."""
+
+    backend: str = "auto"
+    targets: tuple[str, ...] = ()
+    precision: Precision = "fp32"
+    fused_attention: bool = True
+    verify: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class EngineReport:
+    """What `build_engine` did.
+
+    `comparison` is of the engine with the reference, none for the reason `unchecked`: no GPU, no reference, or not
+    wanted. `exported_for` is the target of the ONNX model. `graph_comparison` is of the half-precision graph, run by ONNX
+    Runtime on the CPU before anything is built; `agreement` tells how far that graph keeps the reference's patches or
+    decides alike, where it does such things.
+    """
+
+    engine: Path
+    facts: EngineFacts
+    comparison: Comparison | None
+    unchecked: str
+    graph_comparison: Comparison | None
+    exported_for: str
+    agreement: Choices | None = None
+
+
+def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
+    """The module of the back end to build with; ``auto`` is plain TensorRT where it can build, else TensorRT-RTX.
+
+    Raises:
+        OptionError: there is no such back end.
+        MissingError: it is not on this machine.
+    """
+    if backend not in ("auto", tensorrt.NAME, tensorrt_rtx.NAME):
+        raise OptionError(f"--backend: {backend!r} builds no engines; expected auto, tensorrt or tensorrt-rtx")
+    if backend == tensorrt_rtx.NAME:
+        tensorrt_rtx.library()
+        return tensorrt_rtx
+    if backend == tensorrt.NAME:
+        tensorrt.library()
+        tensorrt.this_target()
+        return tensorrt
+    with suppress(MissingError):
+        tensorrt.library()
+        if set(targets) <= {tensorrt.this_target()}:
+            return tensorrt
+    try:
+        tensorrt_rtx.library()
+    except MissingError:
+        raise MissingError(
+            "no TensorRT here: pip install 'slimc[rtx]' builds without a GPU, pip install 'slimc[gpu]' on the GPU"
+        ) from None
+    return tensorrt_rtx
+
+
+def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Step = silent) -> EngineReport:
+    """Build the engine `output` and its JSON from the ONNX `model` that slimc wrote.
+
+    Where the machine has a GPU and there is a reference beside the model, the engine is compared with it before anything
+    is written. The reference is copied beside the engine.
+
+    Raises:
+        ModelFileError: the model is not slimc's, or does not build; the message is the library's own.
+        OptionError: the options contradict the model or the machine.
+        MissingError: no TensorRT, or no GPU where it needs one.
+        MismatchError: the engine computes something else than the reference says.
+    """
+    check_writable(output)
+    if output.suffix != SUFFIX:
+        raise OptionError(f"--output: {output} does not end in {SUFFIX}, by which the other commands know an engine")
+    metadata = read_metadata(model)
+    backend = choose_backend(options.backend, options.targets)
+    targets = options.targets or _default_targets(backend, metadata.target)
+    if metadata.target == "cpu":
+        wanted = next(iter(targets), "sm80")
+        raise OptionError(f"{model}: was exported for CPUs; an engine wants slimc export --target {wanted}")
+    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
+        typed = Path(directory) / model.name
+        with step(f"writing {model.name} in {options.precision}"):
+            graph, precision, kept = _typed_model(model, typed, options)
+        graph_comparison, agreement = None, None
+        if options.verify and precision != "fp32" and reference_path(model).is_file() and ort.is_installed():
+            with step("comparing the graph with the reference"):
+                graph_comparison, agreement = _check(typed, reference_path(model), precision, output)
+        with step(f"building for {', '.join(targets) or 'SM80 and newer'}"):
+            plan: Plan = backend.build_plan(typed, targets, model)
+    kernels: tuple[Kernel, ...] = backend.read_kernels(model, plan)
+    facts = EngineFacts(
+        slimc=__version__,
+        backend=backend.NAME,
+        version=library_version(backend.library()),
+        targets=targets,
+        precision=precision,
+        variant=metadata.variant,
+        source_sha256=_sha256(model.read_bytes()),
+        checkpoint_sha256=metadata.source_sha256,
+        plan_sha256=_sha256(plan.data),
+        plan_bytes=len(plan.data),
+        inputs=plan.inputs,
+        outputs=plan.outputs,
+        kernels=kernels,
+        blocks=summarise(kernels, attention_sites(graph)),
+        kept_float32=kept,
+    )
+    comparison, unchecked = _finish(model, output, plan, facts, options, step)
+    return EngineReport(output, facts, comparison, unchecked, graph_comparison, metadata.target, agreement)
+
+
+def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:
+    if backend is tensorrt:
+        return (tensorrt.this_target(),)
+    known = tensorrt_rtx.targets_known()
+    if cuda.gpu_missing() is None and (here := cuda.open_device().target) in known:
+        return (here,)
+    return (exported_for,) if exported_for in known else ()
+
+
+def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.Graph, str, dict[str, str]]:
+    """Write `model` in the wanted precision to `typed`; also its graph, the precision and the weights kept float32."""
+    content = oir.load(model)
+    precision = content.metadata_props["slimc.precision"]
+    kept: dict[str, str] = {}
+    if options.precision != "fp32":
+        if precision != "fp32":
+            raise OptionError(f"--{options.precision}: {model} is {precision} already; give the float32 model")
+        kept = {weight.name: weight.reason for weight in to_half(content, options.precision)}
+        precision = options.precision
+    if not options.fused_attention:
+        break_attention_fusion(content.graph)
+    write_model(content, typed)
+    return content.graph, precision, kept
+
+
+def _finish(
+    model: Path, output: Path, plan: Plan, facts: EngineFacts, options: EngineOptions, step: Step
+) -> tuple[Comparison | None, str]:
+    """Check the plan where that can be done, and write it, its JSON and the reference together."""
+    reference, copied = reference_path(model), reference_path(output)
+    targets = [output, facts_path(output)]
+    if reference.is_file() and reference.resolve() != copied.resolve():
+        targets.append(copied)
+    with replacing(*targets) as temporary:
+        temporary[0].write_bytes(plan.data)
+        write_facts(temporary[1], facts)
+        if len(temporary) > 2:
+            shutil.copyfile(reference, temporary[2])
+        unchecked = _why_unchecked(reference, options, facts.targets)
+        comparison = None
+        if not unchecked:
+            with step("comparing with the reference"):
+                comparison, _ = _check(temporary[0], reference, facts.precision, output)
+    return comparison, unchecked
+
+
+def _why_unchecked(reference: Path, options: EngineOptions, targets: tuple[str, ...]) -> str:
+    if not options.verify:
+        return "not wanted"
+    if not reference.is_file():
+        return f"there is no {reference.name}"
+    missing = cuda.gpu_missing()
+    if missing is None and targets and (here := cuda.open_device().target) not in targets:
+        return f"this GPU is {here}"
+    return missing or ""
+
+
+def _check(artefact: Path, reference: Path, precision: str, output: Path) -> tuple[Comparison, Choices | None]:
+    """Compare an engine, or the graph that it is to be built from, with the reference."""
+    found, agreement = compare_with(
+        artefact,
+        read_reference(reference),
+        TOLERANCE[precision],
+        open_model=open_session,
+        precision=precision,
+        source=str(output),
+    )
+    if not found.passed:
+        kind, hint = ("engine", "; try --no-fused-attention") if artefact.suffix == SUFFIX else ("graph", "")
+        raise MismatchError(
+            f"{output}: not written: the {kind} differs from the PyTorch network by {found.max_rel:.2e} of the logits' "
+            f"spread on input {found.worst_input}, more than {found.tolerance:.0e}{hint}"
+        )
+    return found, agreement
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def build_from_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    options: EngineOptions,
+    model_options: ModelOptions,
+    *,
+    batch_size: int = 1,
+    ema: bool | None = None,
+    step: Step = silent,
+) -> EngineReport:
+    """Export `checkpoint` for the first target and build an engine from that; see `build_engine`."""
+    check_writable(output)
+    backend = choose_backend(options.backend, options.targets)
+    targets = options.targets or _default_targets(backend, "")
+    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
+        model = Path(directory) / f"{output.stem}.onnx"
+        exported = ExportOptions(batch_size=batch_size, target=find_target((*targets, "sm80")[0]))
+        export(checkpoint, model, model_options, exported, ema=ema, step=step)
+        return build_engine(model, output, options, step=step)

@@ -1,0 +1,195 @@
+"""Does an artefact, a model or an engine, compute what the PyTorch network does?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from slimc.backends.base import run_images
+from slimc.backends.choose import open_session
+from slimc.compiler.limits import Limits
+from slimc.emit.precision import TOLERANCE
+from slimc.errors import MismatchError, ModelFileError, OptionError
+from slimc.evaluate.logits import Comparison
+from slimc.evaluate.selections import Choices, compare_with, run_selected
+from slimc.files.images import image_files, load_images, seeded_images
+from slimc.files.reference import Reference, read_reference, reference_path
+from slimc.models.options import ModelOptions, Variant
+
+_SEED = 0
+_INPUTS = 4
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What an ONNX model or engine says about itself; `source_sha256` is that of the checkpoint."""
+
+    path: Path
+    precision: str
+    variant: str
+    source_sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The outcome for one artefact; without a comparison, `failure` says why nothing could be compared.
+
+    `agreement` tells how far kept patches or decisions are those of the reference, for a model that makes any.
+    """
+
+    artefact: Artefact
+    backend: str
+    comparison: Comparison | None
+    failure: str = ""
+    agreement: Choices | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether there was a comparison and it held."""
+        return self.comparison is not None and self.comparison.passed
+
+
+@dataclass(frozen=True)
+class Against:
+    """What to compare with: a reference, a float32 model or a checkpoint; none for the reference beside the artefact.
+
+    `data` is a folder of further images, whose answers only a model or a checkpoint can give.
+    """
+
+    path: Path | None = None
+    data: Path | None = None
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+    ema: bool | None = None
+
+
+def describe(path: Path) -> Artefact:
+    """What the artefact at `path` says about itself.
+
+    Raises:
+        ModelFileError: it is neither a model nor an engine of slimc's.
+    """
+    if path.suffix == ".engine":
+        from slimc.backends.engine_file import read_engine
+
+        _, facts = read_engine(path)
+        return Artefact(path, facts.precision, facts.variant, facts.checkpoint_sha256)
+    if path.suffix == ".onnx":
+        from slimc.files.metadata import read_metadata
+
+        metadata = read_metadata(path)
+        return Artefact(path, metadata.precision, metadata.variant, metadata.source_sha256)
+    raise ModelFileError(f"{path}: expected a file that ends in .onnx or .engine")
+
+
+def verify(
+    path: Path,
+    against: Against,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    tolerance: float | None = None,
+) -> Verdict:
+    """Run the artefact at `path` and compare.
+
+    Args:
+        path: an ONNX model or an engine.
+        against: what to compare with.
+        backend: what runs it, see `slimc.backends.choose`.
+        threads: of one inference, on a CPU.
+        tolerance: as a share of the logits' spread; None for that of the artefact's precision.
+
+    Raises:
+        ModelFileError, OptionError: something cannot be used, or does not belong together.
+        MissingError: the back end or a GPU is not on this machine.
+    """
+    artefact = describe(path)
+    reference = expected(artefact, against)
+    name = open_session(path, backend, threads=threads).backend
+    precision = "bf16" if backend.endswith("bf16") else artefact.precision
+    try:
+        found, agreement = compare_with(
+            path,
+            reference,
+            TOLERANCE[precision] if tolerance is None else tolerance,
+            open_model=partial(open_session, backend=backend, threads=threads),
+            precision=precision,
+            source=str(path),
+        )
+    except MismatchError as error:
+        return Verdict(artefact, name, None, str(error))
+    return Verdict(artefact, name, found, agreement=agreement)
+
+
+def expected(artefact: Artefact, against: Against) -> Reference:
+    """Inputs and the logits that `artefact` should yield.
+
+    Raises:
+        ModelFileError: the reference is missing, damaged or of another model.
+        OptionError: a folder of images was given, but nothing that knows the answers.
+    """
+    source = against.path
+    if source is None or source.suffix == ".npz":
+        if against.data is not None:
+            raise OptionError(
+                "--data: needs --against CKPT or ONNX, which tell what the logits of new images should be"
+            )
+        path = reference_path(artefact.path) if source is None else source
+        reference = read_reference(path)
+        _same_model(artefact, path, str(reference.facts.get("source_sha256")), str(reference.facts.get("variant")))
+        return reference
+    if source.suffix == ".onnx":
+        return _from_model(artefact, source, against.data)
+    return _from_checkpoint(artefact, source, against)
+
+
+def _same_model(artefact: Artefact, path: Path, sha256: str, variant: str) -> None:
+    """Slim and masked networks compute the same; the dense one does not."""
+    if sha256 != artefact.source_sha256:
+        raise ModelFileError(f"{path}: of another checkpoint than {artefact.path}")
+    if (variant == "dense") != (artefact.variant == "dense"):
+        raise ModelFileError(f"{path}: of the {variant} network, but {artefact.path} is the {artefact.variant} one")
+
+
+def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Reference:
+    from slimc.files.metadata import read_metadata
+
+    metadata = read_metadata(source)
+    _same_model(artefact, source, metadata.source_sha256, metadata.variant)
+    files = [] if data is None else image_files(data)
+    images = seeded_images(_INPUTS, metadata.structure.image, _SEED)
+    if files:
+        images = np.concatenate([images, load_images(files, metadata.structure.image, metadata.preprocessing)])
+    if metadata.system == "ada_vit":
+        raise OptionError(f"--against: {source} decides for each image; expected its checkpoint or a reference")
+    if metadata.structure.selecting:
+        selected = run_selected(source, images)
+        return Reference(images, selected.logits, {}, selected.kept)
+    return Reference(images, run_images(open_session(source), images, str(source)), {})
+
+
+def _from_checkpoint(artefact: Artefact, source: Path, against: Against) -> Reference:
+    from slimc.compiler import load as frontend
+    from slimc.compiler.options import ExportOptions
+    from slimc.compiler.reference import make_reference
+
+    files = [] if against.data is None else image_files(against.data)
+    checkpoint, searched = frontend.load(source, against.model_options, ema=against.ema)
+    variant: Variant = "dense" if artefact.variant == "dense" else "masked"
+    _same_model(artefact, source, checkpoint.sha256, variant)
+    limits = _limits(artefact) if searched.observe is not None else None
+    return make_reference(checkpoint, searched, ExportOptions(variant=variant), files, limits)
+
+
+def _limits(artefact: Artefact) -> Limits | None:
+    """The limits that a model which decides for each image was compiled with."""
+    if artefact.path.suffix != ".onnx":
+        raise OptionError(
+            f"--against: {artefact.path} decides for each image, of which an engine tells nothing; verify its model"
+        )
+    from slimc.files.metadata import read_metadata
+
+    found = read_metadata(artefact.path).details.get("limits")
+    return None if found is None else Limits.from_json(found)

@@ -1,0 +1,251 @@
+"""Emission of the attention branch.
+
+Ghosts: n zero rows among the keys of a softmax are p >= 1 of them whose scores get the bias log(n / p); p rounds the key
+count to what the target likes. With p = n there is no bias to add.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from slimc import ir
+from slimc.emit.absorbed import emit_absorbed
+from slimc.emit.branch import add_last_product, last_product
+from slimc.emit.graph import GraphBuilder, Value, dims
+from slimc.emit.projection import Layout, Operands, bias_of, ghost_bias, project
+from slimc.emit.stream import Stream
+from slimc.emit.tokens import Kept
+from slimc.targets.plan import absorbs, asking_rows, ghost_rows, head_groups, may_use_operator
+from slimc.targets.target import Target
+
+
+@dataclass(frozen=True)
+class HeadGates:
+    """Decisions that an image makes about heads: `times(x, numbers, name)` multiplies the columns of x by those `numbers`.
+
+    -1 is always on. A head that is off gives zero or every query's own value.
+    """
+
+    times: Callable[[Value, ir.IndexArray, str], Value]
+    off_heads: Literal["zero", "value"]
+
+
+def emit_attention(
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    stream: Stream,
+    live: ir.IndexArray,
+    block: str,
+    target: Target,
+    kept: Kept | None = None,
+) -> Stream:
+    """The `live` rows of `stream` with the branch added; `kept` are the rows that may be keys."""
+    name = f"{block}.attn"
+    normalised = stream.replace(graph.layer_norm(stream.matrix, attention.norm, f"{block}.norm1", f"{block}.norm1"))
+    if attention.token_mask is not None:
+        column = normalised.column(graph, attention.token_mask)
+        normalised = normalised.replace(graph.mul(normalised.matrix, column, f"{block}.norm1.mask"))
+    if kept is None and absorbs(attention, stream.rows, live, target):
+        joined, weight = emit_absorbed(graph, attention, normalised, live, name, target)
+    else:
+        joined = _mix_groups(graph, attention, normalised, live, name, target, None if kept is None else kept.bias)
+        weight = _output_weight(attention)
+    residual = stream.take(graph, live, f"{block}.live")
+    output = ir.Linear(weight, attention.output_bias)
+    return add_last_product(graph, joined, output, attention.residual_scale, residual, name, "proj", target)
+
+
+def attend(
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    normalised: Stream,
+    live: ir.IndexArray,
+    name: str,
+    target: Target,
+    hidden: Value | None,
+    gates: HeadGates,
+) -> Value:
+    """What the branch adds to the `live` rows [B * live, C], from normalised rows and under the decisions `gates`.
+
+    `hidden` [B, 1, 1, keys] is added to the scores.
+    """
+    joined = _mix_groups(graph, attention, normalised, live, name, target, hidden, gates)
+    output = ir.Linear(_output_weight(attention), attention.output_bias)
+    return last_product(graph, joined, output, attention.residual_scale, name, "proj")
+
+
+def _output_weight(attention: ir.Attention) -> ir.FloatArray:
+    """The weight of the output projection, of the heads' outputs side by side: [C, sum of widths]."""
+    return np.concatenate([head.output for head in attention.heads], axis=1)
+
+
+def _mix_groups(
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    normalised: Stream,
+    live: ir.IndexArray,
+    name: str,
+    target: Target,
+    hidden: Value | None,
+    gates: HeadGates | None = None,
+) -> Value:
+    """What all heads mix: [B * live, sum of widths]; `hidden` is added to the scores, `gates` switch heads off."""
+    groups = head_groups(attention)
+    operator = hidden is None and may_use_operator(attention, target)
+    asking = asking_rows(attention, normalised.rows, live, target) if operator else live
+    parts = target.query_parts if len(asking) % target.query_parts == 0 else 1
+    layout = Layout(normalised.batch, tuple(map(len, groups)), operator, parts)
+    operands = project(graph, attention, normalised, live, asking, name, target, layout)
+    mixed = []
+    for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
+        label = name if len(groups) == 1 else f"{name}.group{i}"
+        if layout.uses_operator(len(group)):
+            mixed.append(_mix_at_once(graph, attention, group, operand, label, target, layout))
+        else:
+            mixed.append(_mix(graph, attention, group, operand, label, target, hidden))
+    joined = _join(graph, mixed, groups, name)
+    if len(asking) > len(live):
+        joined = normalised.replace(joined).take(graph, np.arange(len(live)), f"{name}.live").matrix
+    return joined if gates is None else _gate(graph, gates, groups, operands, joined, live, name)
+
+
+def _mix_at_once(
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    group: tuple[ir.Head, ...],
+    operands: Operands,
+    name: str,
+    target: Target,
+    layout: Layout,
+) -> Value:
+    """softmax(q k^T) v of one group by the Attention operator.
+
+    A head alone is as many heads as there are parts of its queries, which all have the same keys and values: query i is
+    part i modulo their number, so that cutting and joining them moves nothing.
+    """
+    query, key, value, rows = operands.query, operands.key, operands.value, operands.ghost_rows
+    if attention.ghosts and not rows:
+        rows = ghost_rows(dims(key)[1], attention.ghosts, target)
+        key, value = _with_ghosts(graph, rows, group, key, value, name, transposed=False)
+    heads, (batch, count, width) = len(group), dims(query)
+    parts = layout.parts if heads == 1 else 1
+    query = graph.reshape(query, (batch, count // parts, parts * width), f"{name}.q.parts")
+    bias = None
+    if rows != attention.ghosts:
+        scores = (batch, heads * parts, count // parts, dims(key)[1])
+        bias = ghost_bias(graph, scores, attention.ghosts, rows, full=True)
+    whole = f"{name}.mixed" if parts == 1 else f"{name}.mixed.parts"
+    mixed = graph.attention(query, key, value, bias, (heads * parts, heads), attention.scale, whole)
+    return graph.reshape(mixed, (batch, count, dims(value)[2]), f"{name}.mixed")
+
+
+def _mix(
+    graph: GraphBuilder,
+    attention: ir.Attention,
+    group: tuple[ir.Head, ...],
+    operands: Operands,
+    name: str,
+    target: Target,
+    hidden: Value | None,
+) -> Value:
+    """softmax(q k^T + hidden) v of one group, in the layout of its operands."""
+    query, key, value = operands.query, operands.key, operands.value
+    if any(head.mask is not None for head in group):
+        query, key, value = _masked(graph, group, operands, name)
+    if attention.scale != 1.0:
+        query = graph.scale(query, attention.scale, f"{name}.q.scale")
+    rows = operands.ghost_rows
+    if attention.ghosts and not rows:
+        rows = ghost_rows(dims(key)[-1], attention.ghosts, target)
+        key, value = _with_ghosts(graph, rows, group, key, value, name, transposed=True)
+    scores = graph.matmul(query, key, f"{name}.scores")
+    if rows != attention.ghosts:
+        scores = graph.add(scores, ghost_bias(graph, dims(scores), attention.ghosts, rows), f"{name}.scores.ghosts")
+    if hidden is not None:
+        alone = (*dims(scores)[:-2], 1, dims(scores)[-1])
+        hiding = hidden if len(group) > 1 else graph.reshape(hidden, alone, f"{name}.hiding")
+        scores = graph.add(scores, hiding, f"{name}.scores.hidden")
+    return graph.matmul(graph.softmax(scores, f"{name}.softmax"), value, f"{name}.mixed")
+
+
+def _join(graph: GraphBuilder, mixed: list[Value], groups: list[tuple[ir.Head, ...]], name: str) -> Value:
+    """The groups' matrices side by side: [B * N, sum of widths]."""
+    if any(len(dims(matrices)) == 4 for matrices in mixed):
+        labels = [f"{name}.group{i}" if len(groups) > 1 else name for i in range(len(groups))]
+        mixed = [_flat(graph, *each) for each in zip(mixed, groups, labels, strict=True)]
+    joined = graph.concat(mixed, len(dims(mixed[0])) - 1, f"{name}.joined")
+    *rows, width = dims(joined)
+    return graph.reshape(joined, (math.prod(rows), width), f"{name}.joined.flat")
+
+
+def _flat(graph: GraphBuilder, matrices: Value, group: tuple[ir.Head, ...], name: str) -> Value:
+    """A group's matrices, in the layout of its operands, side by side: [B * N, H * dv]."""
+    if len(dims(matrices)) == 4:
+        matrices = graph.transpose(matrices, (0, 2, 1, 3), f"{name}.merged")
+    width = sum(head.value.weight.shape[0] for head in group)
+    return graph.reshape(matrices, (math.prod(dims(matrices)) // width, width), f"{name}.flat")
+
+
+def _gate(
+    graph: GraphBuilder,
+    gates: HeadGates,
+    groups: list[tuple[ir.Head, ...]],
+    operands: list[Operands],
+    joined: Value,
+    live: ir.IndexArray,
+    name: str,
+) -> Value:
+    """`joined` [B * Nq, channels] where a head is on; zero, or the queries' own values, where it is off."""
+    heads = [head for group in groups for head in group]
+    numbers = np.concatenate([np.full(len(h.value.weight), -1 if h.gate is None else h.gate) for h in heads])
+    if gates.off_heads == "zero" or (numbers < 0).all():
+        return gates.times(joined, numbers, f"{name}.gated")
+    parts = []
+    for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
+        rows = graph.take(operand.value, live, len(dims(operand.value)) - 2, f"{name}.own.{i}")
+        parts.append(_flat(graph, rows, group, f"{name}.own.{i}"))
+    own = graph.concat(parts, 1, f"{name}.own")
+    difference = graph.op("Sub", [joined, own], f"{name}.difference", dims(joined))
+    return graph.add(own, gates.times(difference, numbers, f"{name}.difference.gated"), f"{name}.gated")
+
+
+def _masked(
+    graph: GraphBuilder, group: tuple[ir.Head, ...], operands: Operands, name: str
+) -> tuple[Value, Value, Value]:
+    """Query, key and value multiplied by the heads' masks."""
+    masks = [np.ones(len(head.value.weight)) if head.mask is None else head.mask for head in group]
+    mask = np.stack(masks)[:, None, :].astype(np.float32)
+    mask = mask if len(group) > 1 else mask[0]
+    across, down = graph.constant(mask, "mask"), graph.constant(mask.swapaxes(-1, -2), "mask")
+    return (
+        graph.mul(operands.query, across, f"{name}.q.mask"),
+        graph.mul(operands.key, down, f"{name}.k.mask"),
+        graph.mul(operands.value, across, f"{name}.v.mask"),
+    )
+
+
+def _with_ghosts(
+    graph: GraphBuilder, rows: int, group: tuple[ir.Head, ...], key: Value, value: Value, name: str, *, transposed: bool
+) -> tuple[Value, Value]:
+    """Keys, perhaps `transposed`, and values with `rows` rows appended that are what a zero row gives: the biases."""
+    keys = _repeated([head.key for head in group], group, rows, dims(key))
+    values = _repeated([head.value for head in group], group, rows, dims(value))
+    axis = len(dims(key)) - 2
+    more_keys = graph.constant(keys.swapaxes(-1, -2) if transposed else keys, "ghosts")
+    key = graph.concat([key, more_keys], axis + 1 if transposed else axis, f"{name}.k.ghosts")
+    return key, graph.concat([value, graph.constant(values, "ghosts")], axis, f"{name}.v.ghosts")
+
+
+def _repeated(linears: list[ir.Linear], group: tuple[ir.Head, ...], rows: int, shape: tuple[int, ...]) -> ir.FloatArray:
+    """`rows` times the biases of a group, behind the leading axes of `shape`."""
+    biases = [
+        bias_of(linear) * (1.0 if head.mask is None else head.mask) for linear, head in zip(linears, group, strict=True)
+    ]
+    one = np.stack(biases)[:, None, :] if len(shape) == 4 else np.concatenate(biases)[None, :]
+    whole = np.broadcast_to(one, (*shape[: len(shape) - one.ndim], *one.shape))
+    return np.repeat(whole, rows, axis=-2).astype(np.float32)

@@ -1,0 +1,199 @@
+"""Comparing latencies: interleaved rounds over several networks, so that what disturbs the machine disturbs them alike.
+
+A round times a few inferences of every subject, one subject after the other, starting with another one each time. The
+ratio of two subjects is the median over the rounds of the ratio within a round. On a GPU each inference is timed by CUDA
+events around a graph launch, as trtexec does, without transfers; on a CPU by the wall clock.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimc.backends.base import Session, Timer, Timing, image_input
+from slimc.errors import OptionError
+from slimc.files.images import seeded_images
+from slimc.ir import FloatArray
+
+WARM_UP_SECONDS = 0.2
+MIN_ROUNDS = 10
+_ROUND_SECONDS = 0.05
+_NOISY_CPU = 0.10
+_NOISY_GPU = 0.025  # trtexec's own limit for "consider locking the clocks"
+_ENQUEUE_SHARE = 0.8  # trtexec's limit for "the host cannot keep up"
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network to time. `family` is shared by variants of one checkpoint on one back end; `macs` are per image."""
+
+    name: str
+    session: Session
+    family: str = ""
+    variant: str = ""
+    macs: int | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one inference."""
+        return self.session.inputs[0].shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Times of one subject: `rounds` [n] is each round's median latency in seconds, `latencies` every inference."""
+
+    subject: Subject
+    latencies: FloatArray
+    rounds: FloatArray
+    enqueue: float | None
+
+    @property
+    def median(self) -> float:
+        """Median latency of one inference, in seconds."""
+        return float(np.median(self.latencies))
+
+    @property
+    def variation(self) -> float:
+        """Standard deviation over mean of the latencies."""
+        return float(self.latencies.std() / self.latencies.mean())
+
+    def percentile(self, share: float) -> float:
+        """The latency in seconds that `share` per cent of the inferences stay below."""
+        return float(np.percentile(self.latencies, share))
+
+    @property
+    def throughput(self) -> float:
+        """Images a second at the median latency."""
+        return self.subject.batch_size / self.median
+
+    def summary(self) -> dict[str, float | int | str | None]:
+        """The figures as plain values; times in milliseconds."""
+        return {
+            "name": self.subject.name,
+            "backend": self.subject.session.backend,
+            "variant": self.subject.variant or None,
+            "batch_size": self.subject.batch_size,
+            "macs": self.subject.macs,
+            "median_ms": self.median * 1e3,
+            "mean_ms": float(self.latencies.mean()) * 1e3,
+            "p90_ms": self.percentile(90) * 1e3,
+            "p99_ms": self.percentile(99) * 1e3,
+            "min_ms": float(self.latencies.min()) * 1e3,
+            "variation": self.variation,
+            "images_per_second": self.throughput,
+            "inferences": len(self.latencies),
+            "rounds": len(self.rounds),
+        }
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Speed of one subject over that of another, per round: the median and the 10th and 90th percentiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Realised:
+    """What became of a cut in arithmetic. `share` = (1 - t_slim / t_dense) / (1 - MACs_slim / MACs_dense)."""
+
+    family: str
+    speedup: Ratio
+    macs_ratio: float
+    share: float | None
+
+
+def measure(subjects: Sequence[Subject], seconds: float, *, min_rounds: int = MIN_ROUNDS) -> list[Measurement]:
+    """Time `subjects` in interleaved rounds for about `seconds` each, and for at least `min_rounds` rounds.
+
+    Raises:
+        OptionError: there is nothing to time, or no time to do it in.
+    """
+    if not subjects or seconds <= 0:
+        raise OptionError(f"--seconds: {seconds} for {len(subjects)} networks; expected more than 0")
+    timers = [_timer(subject) for subject in subjects]
+    counts = [_warm_up(timer) for timer in timers]
+    timings: list[list[list[Timing]]] = [[] for _ in subjects]
+    end = time.perf_counter() + seconds * len(subjects)
+    number = 0
+    while number < min_rounds or time.perf_counter() < end:
+        for offset in range(len(subjects)):
+            i = (number + offset) % len(subjects)
+            timers[i]()  # brings back into the caches what the others drove out
+            timings[i].append([timers[i]() for _ in range(counts[i])])
+        number += 1
+    return [_measurement(subject, rounds) for subject, rounds in zip(subjects, timings, strict=True)]
+
+
+def _timer(subject: Subject) -> Timer:
+    spec = image_input(subject.session, subject.name)
+    images = seeded_images(spec.shape[0], (spec.shape[2], spec.shape[3]), 0)
+    return subject.session.timer({spec.name: images.astype(spec.dtype)})
+
+
+def _warm_up(timer: Timer) -> int:
+    """Run for a while; the number of inferences that make up a round."""
+    latencies: list[float] = []
+    end = time.perf_counter() + WARM_UP_SECONDS
+    while not latencies or time.perf_counter() < end:
+        latencies.append(timer().latency)
+    return max(1, min(100, round(_ROUND_SECONDS / max(float(np.median(latencies)), 1e-6))))
+
+
+def _measurement(subject: Subject, rounds: Sequence[Sequence[Timing]]) -> Measurement:
+    latencies = np.array([timing.latency for timings in rounds for timing in timings])
+    enqueues = [timing.enqueue for timings in rounds for timing in timings if timing.enqueue is not None]
+    medians = np.array([np.median([timing.latency for timing in timings]) for timings in rounds])
+    return Measurement(subject, latencies, medians, float(np.median(enqueues)) if enqueues else None)
+
+
+def ratio(slow: Measurement, fast: Measurement) -> Ratio:
+    """How many times faster `fast` is than `slow`, from rounds that lie side by side."""
+    ratios = slow.rounds / fast.rounds
+    low, median, high = np.percentile(ratios, (10, 50, 90))
+    return Ratio(float(median), float(low), float(high))
+
+
+def realised(measurements: Sequence[Measurement]) -> list[Realised]:
+    """For every family with a dense and a slim network: how much of the cut in MACs became time."""
+    results = []
+    families = dict.fromkeys(m.subject.family for m in measurements if m.subject.family)
+    for family in families:
+        members = {m.subject.variant: m for m in measurements if m.subject.family == family}
+        dense, slim = members.get("dense"), members.get("slim")
+        if dense is None or slim is None or not dense.subject.macs or slim.subject.macs is None:
+            continue
+        speedup, macs_ratio = ratio(dense, slim), slim.subject.macs / dense.subject.macs
+        share = (1 - 1 / speedup.median) / (1 - macs_ratio) if macs_ratio < 1 else None
+        results.append(Realised(family, speedup, macs_ratio, share))
+    return results
+
+
+def warnings(measurements: Sequence[Measurement]) -> list[str]:
+    """What makes the figures doubtful."""
+    found = []
+    for m in measurements:
+        name, on_gpu = m.subject.name, m.enqueue is not None
+        if on_gpu and m.variation > _NOISY_GPU:
+            found.append(f"{name}: times vary by {m.variation:.1%}; lock the clocks (nvidia-smi --lock-gpu-clocks)")
+        if not on_gpu and m.variation > _NOISY_CPU:
+            found.append(
+                f"{name}: times vary by {m.variation:.1%}: the machine is noisy; trust ratios, not milliseconds"
+            )
+        if m.enqueue is not None and m.enqueue > _ENQUEUE_SHARE * m.median:
+            found.append(f"{name}: enqueueing takes {m.enqueue / m.median:.0%} of the GPU's time; the host limits it")
+    return found
+
+
+def load_warning() -> str | None:
+    """Whether other processes keep this machine busy before anything is timed; none where they do not."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return f"the machine is busy: load {load:.1f} on {cores} cores" if load > 0.5 * cores else None

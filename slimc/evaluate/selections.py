@@ -1,0 +1,229 @@
+"""Which patches a model keeps, read from its graph and written into it: how a network that selects is verified.
+
+A selection is a discontinuity. Two patches whose scores differ by less than rounding may change places, and the logits
+then differ by more than rounding, though nothing is wrong. So a model is judged by two questions. Does it keep the patches
+that the reference keeps? And, where it does not: are its logits right once it is made to keep them?
+
+The TopK of a selection yields ``<block>.select.kept``, the rows kept [B, P + K] of the stream that enters it. On a copy of
+the graph that value is made an output, to be read, or an input, to be set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from slimc.backends import ort
+from slimc.backends.base import run_images
+from slimc.errors import MismatchError, ModelFileError
+from slimc.evaluate.decisions import Exactness, compare_decided
+from slimc.evaluate.graph_values import Open, run, values_of
+from slimc.evaluate.logits import Comparison, compare
+from slimc.files.metadata import read_metadata
+from slimc.files.reference import Reference
+from slimc.ir import BoolArray, FloatArray, IndexArray
+
+if TYPE_CHECKING:
+    import onnx
+
+SUFFIX = ".select.kept"
+
+MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.98, "bf16": 0.94}
+"""Least share of the reference's patches that a model keeps at any stage, over all inputs.
+
+Around the cut, scores lie about their spread / (0.35 N) apart: 1.5 % of it for N = 196 patches. float32 errors are 10^-4
+of that, so a patch that changes places is rare; float16's, 2^-11 a product, move one patch in every few images (99.6 % were
+the least seen at any stage of the reference networks), and bfloat16's eight times as many (97.0 %).
+"""
+
+
+DOUBT = {"fp32": 1e-4, "fp16": 3e-3, "bf16": 2.4e-2}
+"""Gap between scores, in their standard deviation, below which rounding may let two patches change places: a dozen
+roundings of the precision, or a hundred in float32, where that costs no input.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """Logits [n, classes], and the patches that every selection kept [n, K], by grid position, best first."""
+
+    logits: FloatArray
+    kept: tuple[IndexArray, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a model keeps the patches that the reference keeps.
+
+    `stages` is the share of them, stage by stage, over all inputs; `equal` counts the inputs whose sets are all equal.
+    """
+
+    key: ClassVar[str] = "kept"
+
+    stages: tuple[float, ...]
+    equal: int
+    inputs: int
+
+    def describe(self) -> str:
+        """One line for people."""
+        stages = ", ".join(f"{share:.1%}" for share in self.stages)
+        return f"kept patches: {self.equal} of {self.inputs} inputs equal; by stage {stages}"
+
+
+Choices = Agreement | Exactness
+
+
+def compare_with(
+    path: Path, reference: Reference, tolerance: float, *, open_model: Open, precision: str, source: str
+) -> tuple[Comparison, Choices | None]:
+    """Compare the model or engine at `path`, which `open_model` loads, with a reference.
+
+    Also how far the kept patches or decisions agree, where the reference holds any and the artefact is a model. An engine
+    does not let the patches that it keeps be read: it is judged by the inputs on which they are not in doubt. Errors name
+    the artefact `source`.
+
+    Raises:
+        MismatchError, ModelFileError: see `compare_selected` and `slimc.evaluate.logits.compare`.
+    """
+    if reference.kept and path.suffix == ".onnx":
+        return compare_selected(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
+    if reference.decisions:
+        return compare_decided(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
+    judged = _beyond_doubt(reference, precision)
+    images, logits = reference.images[judged], reference.logits[judged]
+    return compare(run_images(open_model(path), images, source), logits, tolerance), None
+
+
+def _beyond_doubt(reference: Reference, precision: str) -> BoolArray:
+    """The inputs [n] whose selections are surer than the doubt of the precision, or the surest where none is."""
+    margins = np.asarray(reference.facts.get("margins", np.full(len(reference.images), np.inf)))
+    return np.asarray(margins >= min(DOUBT[precision], margins.max(initial=0.0)))
+
+
+def run_selected(path: Path, images: FloatArray, open_model: Open = ort.load) -> Selected:
+    """Run the ONNX model at `path` and tell what it kept.
+
+    Raises:
+        ModelFileError: the model selects nothing, or takes other images.
+    """
+    model, names = _load(path)
+    by_name = {info.name: info for info in values_of(model, names)}
+    model.graph.output.extend(by_name[name] for name in names)
+    logits, *chosen = run(model, images, {}, ["logits", *names], open_model)
+    return Selected(logits, _positions(path, chosen))
+
+
+def run_given(path: Path, images: FloatArray, kept: Sequence[IndexArray], open_model: Open = ort.load) -> FloatArray:
+    """Logits [n, classes] of the ONNX model at `path` when it must keep the patches `kept`, each [n, K]."""
+    model, names = _load(path)
+    values = values_of(model, names)
+    nodes = [node for node in model.graph.node if not set(names) & set(node.output)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.input.extend(values)
+    rows = _rows(path, kept)
+    return run(model, images, dict(zip(names, rows, strict=True)), ["logits"], open_model)[0]
+
+
+def compare_selected(
+    path: Path,
+    reference: Reference,
+    tolerance: float,
+    *,
+    precision: str = "fp32",
+    source: str | None = None,
+    open_model: Open = ort.load,
+) -> tuple[Comparison, Agreement]:
+    """Compare the ONNX model at `path` with a reference that holds the patches kept.
+
+    The logits of inputs whose sets are not equal are those that the model computes for the reference's sets. Errors name
+    the model `source`, by default its path.
+
+    Raises:
+        MismatchError: fewer patches agree than `MIN_AGREEMENT` of the precision.
+        ModelFileError: see `slimc.evaluate.logits.compare`.
+    """
+    found = run_selected(path, reference.images, open_model)
+    agreement = agree(found.kept, reference.kept)
+    least = MIN_AGREEMENT[precision]
+    if min(agreement.stages) < least:
+        stages = ", ".join(f"{share:.1%}" for share in agreement.stages)
+        raise MismatchError(
+            f"{source or path}: keeps {stages} of the reference's patches, stage by stage, expected at least {least:.0%}"
+        )
+    logits = found.logits
+    same = equal_sets(found.kept, reference.kept)
+    if not same.all():
+        given = run_given(path, reference.images, reference.kept, open_model)
+        logits = np.where(same[:, None], logits, given)
+    return compare(logits, reference.logits, tolerance), agreement
+
+
+def equal_sets(kept: Sequence[IndexArray], expected: Sequence[IndexArray]) -> BoolArray:
+    """Whether the sets of all stages are equal, input by input: [n]."""
+    pairs = zip(kept, expected, strict=True)
+    return np.asarray(np.all([(np.sort(a, 1) == np.sort(b, 1)).all(1) for a, b in pairs], axis=0))
+
+
+def agree(kept: Sequence[IndexArray], expected: Sequence[IndexArray]) -> Agreement:
+    """How far `kept` are the sets `expected`.
+
+    Raises:
+        ModelFileError: they are of other sizes: the reference belongs to another model.
+    """
+    if [a.shape for a in kept] != [b.shape for b in expected]:
+        raise ModelFileError("the reference keeps other numbers of patches: it belongs to another model")
+    stages = tuple(
+        float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(first, second, strict=True)]))
+        for first, second in zip(kept, expected, strict=True)
+    )
+    same = equal_sets(kept, expected)
+    return Agreement(stages, int(same.sum()), len(same))
+
+
+def _load(path: Path) -> tuple[onnx.ModelProto, list[str]]:
+    """The model, and the names of what its selections keep, in order."""
+    import onnx
+
+    model = onnx.load(str(path))
+    names = [name for node in model.graph.node for name in node.output if name.endswith(SUFFIX)]
+    if not names:
+        raise ModelFileError(f"{path}: selects no tokens")
+    return model, names
+
+
+def _positions(path: Path, chosen: Sequence[IndexArray]) -> tuple[IndexArray, ...]:
+    """Grid positions of the patches, from the rows [n, P + K] that every selection keeps."""
+    metadata = read_metadata(path)
+    prefix, entering, kept = metadata.structure.prefix, None, []
+    for rows in chosen:
+        patches = rows[:, prefix:] - prefix
+        if metadata.variant == "slim" and entering is not None:
+            patches = np.take_along_axis(entering, patches, 1)
+        entering = patches
+        kept.append(patches)
+    return tuple(kept)
+
+
+def _rows(path: Path, kept: Sequence[IndexArray]) -> list[IndexArray]:
+    """The rows [n, P + K] that every selection must keep, from the grid positions of the patches; undoes `_positions`."""
+    metadata = read_metadata(path)
+    prefix, entering, chosen = metadata.structure.prefix, None, []
+    for patches in kept:
+        rows = patches
+        if metadata.variant == "slim" and entering is not None:
+            rows = np.array([_find(row, before) for row, before in zip(patches, entering, strict=True)])
+        entering = patches
+        first = np.broadcast_to(np.arange(prefix), (len(patches), prefix))
+        chosen.append(np.concatenate([first, rows + prefix], axis=1))
+    return chosen
+
+
+def _find(patches: IndexArray, before: IndexArray) -> IndexArray:
+    """Where each of `patches` stands in `before`, a permutation of a set that contains them."""
+    order = np.argsort(before)
+    return np.asarray(order[np.searchsorted(before[order], patches)])

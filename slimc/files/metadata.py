@@ -1,0 +1,98 @@
+"""What slimc writes into the metadata_props of an ONNX model, and reading it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slimc import __version__
+from slimc.errors import ModelFileError
+from slimc.files.structure import Structure, from_json, to_json
+from slimc.ir.preprocessing import Preprocessing
+from slimc.targets.count import Counts
+
+PREFIX = "slimc."
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Where a model came from and what it is. `settings` are the budgets or keep rates, `details` the thresholds."""
+
+    source_sha256: str
+    system: str
+    variant: str
+    target: str
+    settings: Mapping[str, Any]
+    details: Mapping[str, Any]
+    dense: Counts
+    slim: Counts
+    preprocessing: Preprocessing
+    structure: Structure
+    precision: str = "fp32"
+    version: str = __version__
+
+
+def to_props(metadata: Metadata) -> dict[str, str]:
+    """`metadata` as metadata_props."""
+    plain = {
+        "version": metadata.version,
+        "source_sha256": metadata.source_sha256,
+        "system": metadata.system,
+        "variant": metadata.variant,
+        "target": metadata.target,
+        "settings": json.dumps(dict(metadata.settings), sort_keys=True),
+        "details": json.dumps(dict(metadata.details), sort_keys=True),
+        "macs": json.dumps({"dense": metadata.dense.macs, "slim": metadata.slim.macs}),
+        "params": json.dumps({"dense": metadata.dense.params, "slim": metadata.slim.params}),
+        "preprocessing": json.dumps({"mean": metadata.preprocessing.mean, "std": metadata.preprocessing.std}),
+        "structure": to_json(metadata.structure),
+        "precision": metadata.precision,
+    }
+    return {PREFIX + key: value for key, value in plain.items()}
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata of the ONNX model at `path`, without loading its external data.
+
+    Raises:
+        ModelFileError: it is no ONNX model, or slimc did not write it.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ModelFileError(f"{path}: is a directory; expected an ONNX model") from None
+    except (DecodeError, OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: not an ONNX model ({type(error).__name__})") from None
+    props = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
+    if not props:
+        raise ModelFileError(f"{path}: has no slimc metadata; expected a model that slimc export wrote")
+    try:
+        return _parse(props)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path}: its slimc metadata cannot be read ({error!r})") from None
+
+
+def _parse(props: Mapping[str, str]) -> Metadata:
+    macs, params, preprocessing = (json.loads(props[key]) for key in ("macs", "params", "preprocessing"))
+    return Metadata(
+        source_sha256=props["source_sha256"],
+        system=props["system"],
+        variant=props["variant"],
+        target=props["target"],
+        settings=json.loads(props["settings"]),
+        details=json.loads(props["details"]),
+        dense=Counts(macs["dense"], params["dense"]),
+        slim=Counts(macs["slim"], params["slim"]),
+        preprocessing=Preprocessing(tuple(preprocessing["mean"]), tuple(preprocessing["std"])),
+        structure=from_json(props["structure"]),
+        precision=props["precision"],
+        version=props["version"],
+    )

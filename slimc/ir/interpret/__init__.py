@@ -1,0 +1,1 @@
+"""The interpreter: what a model means, in float64."""
