@@ -28,10 +28,9 @@ from slimc.compiler import adaptive as ways
 from slimc.compiler.adaptive import Adaptive
 from slimc.compiler.export import Compiled, compile_checkpoint, emit_onnx
 from slimc.compiler.limits import Usage, executed_macs
-from slimc.compiler.options import ExportOptions
+from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
 from slimc.files.images import image_files, load_images
-from slimc.models.options import ModelOptions
 from slimc.targets.target import find_target
 
 
@@ -52,15 +51,15 @@ def compile_ways(checkpoint: Path, data: Path, quantile: float, directory: Path)
     """Every way compiled, and its ONNX model written as ``<way>.onnx``."""
     compiled = {}
     plans = {
-        "dense": ExportOptions(variant="dense"),
-        "masked": ExportOptions(adaptive=Adaptive()),
-        "conditional": ExportOptions(adaptive=Adaptive(conditional=True)),
-        "capacity": ExportOptions(adaptive=Adaptive(capacity=True, quantile=quantile), data=data),
-        "conditional+capacity": ExportOptions(adaptive=Adaptive(True, True, quantile), data=data),
+        "dense": CompileOptions(variant="dense"),
+        "masked": CompileOptions(adaptive=Adaptive()),
+        "conditional": CompileOptions(adaptive=Adaptive(conditional=True)),
+        "capacity": CompileOptions(adaptive=Adaptive(capacity=True, quantile=quantile), data=data),
+        "conditional+capacity": CompileOptions(adaptive=Adaptive(True, True, quantile), data=data),
     }
     for way, plan in plans.items():
-        options = ExportOptions(**{**vars(plan), "target": find_target("cpu", threads=1)})
-        compiled[way], _ = compile_checkpoint(checkpoint, ModelOptions(), options)
+        options = CompileOptions(**{**vars(plan), "target": find_target("cpu", threads=1)})
+        compiled[way], _ = compile_checkpoint(checkpoint, {}, options)
         write_model(emit_onnx(compiled[way], options), directory / f"{way}.onnx")
     return compiled
 

@@ -21,11 +21,11 @@ import numpy as np
 from benchmarks import checkpoints, dynamic_vit
 from benchmarks.timing import Effort, measure
 from slimc import ir
-from slimc.compiler import load as frontend
+from slimc.compiler.load import load_network
 from slimc.compiler.pipeline import compile_model, passes_for
 from slimc.emit.file import write_model
 from slimc.emit.model import emit
-from slimc.models.options import ModelOptions, SearchedModel
+from slimc.models.options import Network
 from slimc.targets.count import count
 from slimc.targets.target import Target, find_target
 
@@ -64,7 +64,7 @@ class Bench:
 
     def __init__(self, system: str, size: str, budget: float, folder: Path) -> None:
         self.system, self.size, self.budget, self._folder = system, size, budget, folder
-        self._searched: SearchedModel | None = None
+        self._searched: Network | None = None
         self._pruned: tuple[nn.Module, int] | None = None
         self._macs: dict[Path, int] = {}
 
@@ -99,13 +99,13 @@ class Bench:
         return f"{self.system}-{self.size}-{self.budget}"
 
     @property
-    def searched(self) -> SearchedModel:
+    def searched(self) -> Network:
         """The checkpoint, understood."""
         if self._searched is None:
             path = self._folder / f"{self.stem}.pth"
             writer = dynamic_vit if self.system == "DynamicViT" else checkpoints
             writer.write_checkpoint(self.size, path, self.budget)
-            self._searched = frontend.load(path, ModelOptions())[1]
+            self._searched = load_network(path, {})
         return self._searched
 
     def model(self, name: str, batch_size: int, threads: int) -> Path:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from slimc.compiler import load as frontend
-from slimc.models.options import ModelOptions
+from slimc.compiler.load import load_network
 
 
 def main() -> None:
@@ -23,8 +22,8 @@ def main() -> None:
     parser.add_argument("--onnxslim", action="store_true")
     parser.add_argument("--variant", choices=("masked", "dense"), default="masked")
     options = parser.parse_args()
-    _, searched = frontend.load(options.checkpoint, ModelOptions())
-    network = searched.network(options.variant)
+    searched = load_network(options.checkpoint, {})
+    network = searched.pytorch(options.variant)
     images = torch.zeros(1, 3, *searched.masked.image)
     warnings.simplefilter("ignore")
     torch.onnx.export(

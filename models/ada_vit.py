@@ -17,37 +17,41 @@ import numpy as np
 import torch
 
 from slimc import ir
-from slimc.compiler.limits import BlockUsage, Usage
 from slimc.errors import CheckpointError, OptionError
 from slimc.files.checkpoint import Checkpoint
+from slimc.ir.gate_usage import BlockUsage, Usage
+from slimc.ir.preprocessing import Preprocessing
 from slimc.models import ada_vit_flags as flags
 from slimc.models.ada_vit_network import TOKEN_THRESHOLD, AdaptiveVisionTransformer, AdaVitConfig
 from slimc.models.geometry import image_size
-from slimc.models.options import ModelOptions, SearchedModel, Variant
+from slimc.models.options import AdaVitOptions
+from slimc.models.system import Network, System, Trace, Variant
 from slimc.models.t2t_network import SPLITS
 from slimc.models.weights import Weights
 
 _T2T_PATCH = math.prod(stride for _, stride, _ in SPLITS)
 
 
-def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
+def load(checkpoint: Checkpoint, options: AdaVitOptions, system: System) -> Network:
     """Read an AdaViT checkpoint.
 
     Raises:
         CheckpointError: the state dict is not of an AdaViT network, or was trained with a flag that slimc cannot compile.
         OptionError: an option is missing or contradicts the checkpoint.
     """
-    options.refuse("AdaViT", "qk_scale", "budget_attn", "budget_mlp", "budget_patch")
     weights = Weights(checkpoint.path, checkpoint.state)
     config = read_config(weights, checkpoint.path, checkpoint.args, options)
     masked = to_ir(weights, config)
     weights.finish()
-    return SearchedModel(
-        system="ada_vit",
+    return Network(
+        system=system,
+        path=checkpoint.path,
+        sha256=checkpoint.sha256,
         masked=masked,
         dense=without_gates(masked),
-        network=lambda variant: build_network(checkpoint, config, variant),
-        observe=observe,
+        preprocessing=Preprocessing(),
+        pytorch=lambda variant: build_network(checkpoint, config, variant),
+        trace=trace,
         settings={
             "heads_from": config.heads_from,
             "branches_from": config.branches_from,
@@ -60,7 +64,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
     )
 
 
-def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: ModelOptions) -> AdaVitConfig:
+def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: AdaVitOptions) -> AdaVitConfig:
     """Geometry and flags from the shapes, the training arguments and the options."""
     flags.refuse_unsupported(path, args)
     dim, depth = weights.shape("cls_token", axes=3)[-1], weights.count("blocks")
@@ -106,7 +110,7 @@ def _patch(weights: Weights, path: Path) -> tuple[int, int]:
     return shape[2], shape[3]
 
 
-def _heads(weights: Weights, path: Path, dim: int, key: str, options: ModelOptions) -> int:
+def _heads(weights: Weights, path: Path, dim: int, key: str, options: AdaVitOptions) -> int:
     """Number of heads: the head policy's outputs, else ``--num-heads``."""
     if key in weights:
         heads = weights.shape(key)[0]
@@ -263,8 +267,8 @@ def without_gates(model: ir.Model) -> ir.Model:
     return replace(model, blocks=tuple(blocks))
 
 
-def observe(network: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, Usage]:
-    """Logits [B, classes] of an AdaViT network in eval mode, and what it decided."""
+def trace(network: torch.nn.Module, images: torch.Tensor) -> Trace:
+    """Logits of an AdaViT network, and what it decided to run."""
     assert isinstance(network, AdaptiveVisionTransformer)
     logits, decisions = network.run(images)
     blocks = []
@@ -272,7 +276,7 @@ def observe(network: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tenso
         attention, mlp = (block.branches > 0.5).numpy().T
         blocks.append(BlockUsage(attention, mlp, (block.heads > 0.5).numpy(), (block.tokens > 0.5).numpy()))
     margin = torch.stack([block.margin for block in decisions]).amin(0)
-    return logits, Usage(tuple(blocks), margin.numpy())
+    return Trace(logits, usage=Usage(tuple(blocks), margin.numpy()))
 
 
 def build_network(checkpoint: Checkpoint, config: AdaVitConfig, variant: Variant) -> AdaptiveVisionTransformer:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slimc.errors import CheckpointError, OptionError
-from slimc.models.options import HeadEffect, ModelOptions
+from slimc.models.options import AdaVitOptions, HeadEffect
 from slimc.models.weights import Weights
 
 # Flags that change the network in ways that evaluation does not define, and the only value that is compiled.
@@ -80,7 +80,7 @@ def check_flags(path: Path, args: Mapping[str, Any], found: Mapping[str, int | N
             )
 
 
-def head_effect(path: Path, args: Mapping[str, Any], options: ModelOptions, *, decides: bool) -> HeadEffect:
+def head_effect(path: Path, args: Mapping[str, Any], options: AdaVitOptions, *, decides: bool) -> HeadEffect:
     """What head decisions do beside attention.
 
     Raises:
@@ -108,7 +108,7 @@ def head_effect(path: Path, args: Mapping[str, Any], options: ModelOptions, *, d
     return effect
 
 
-def tokens_with_mlp(path: Path, args: Mapping[str, Any], options: ModelOptions, *, decides: bool) -> bool:
+def tokens_with_mlp(path: Path, args: Mapping[str, Any], options: AdaVitOptions, *, decides: bool) -> bool:
     """Whether token decisions gate the FFN as well.
 
     Raises:

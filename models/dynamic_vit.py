@@ -15,6 +15,7 @@ import torch
 from slimc import ir
 from slimc.errors import CheckpointError
 from slimc.files.checkpoint import Checkpoint
+from slimc.ir.preprocessing import Preprocessing
 from slimc.models.dynamic_vit_network import DynamicVisionTransformer, DynamicVitConfig
 from slimc.models.dynamic_vit_settings import (
     Shapes,
@@ -25,7 +26,8 @@ from slimc.models.dynamic_vit_settings import (
     residual_divisor,
 )
 from slimc.models.geometry import image_size
-from slimc.models.options import ModelOptions, SearchedModel, Variant
+from slimc.models.options import DynamicVitOptions
+from slimc.models.system import Network, System, Trace, Variant
 from slimc.models.weights import Weights, split_heads
 
 # What LV-ViT adds to the logits of cls: this share of the largest logit over the patches.
@@ -33,7 +35,7 @@ _AUXILIARY_SHARE = 0.5
 _STEM_STRIDE = 2
 
 
-def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
+def load(checkpoint: Checkpoint, options: DynamicVitOptions, system: System) -> Network:
     """Read a DynamicViT checkpoint.
 
     Raises:
@@ -41,31 +43,31 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
         BudgetError: the keep rate is missing or cannot be used.
         OptionError: an option contradicts the shapes, or one that is needed is missing.
     """
-    options.refuse("DynamicViT", "qk_scale", "budget_attn", "budget_mlp", "budget_patch")
     weights = Weights(checkpoint.path, checkpoint.state)
     shapes = read_shapes(weights, checkpoint)
     ratios = keep_ratios(shapes, checkpoint.args, options)
     config = read_config(weights, shapes, ratios, checkpoint.args, options)
     masked = to_ir(weights, config)
     weights.finish()
-    return SearchedModel(
-        system="dynamic_vit",
+    return Network(
+        system=system,
+        path=checkpoint.path,
+        sha256=checkpoint.sha256,
         masked=masked,
         dense=without_selection(masked),
-        network=lambda variant: build_network(checkpoint, config, variant),
+        preprocessing=Preprocessing(),
+        pytorch=lambda variant: build_network(checkpoint, config, variant),
         settings={"keep_ratios": list(ratios), "keep": list(config.keep), "pruning_loc": list(config.pruning_loc)},
         details={"family": shapes.family, "skip_lam": config.skip_lam},
-        select=select,
+        trace=trace,
     )
 
 
-def select(
-    network: torch.nn.Module, images: torch.Tensor
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
-    """Logits [B, classes], the patches [B, K] that each stage of a DynamicViT network keeps, and how surely [B]."""
+def trace(network: torch.nn.Module, images: torch.Tensor) -> Trace:
+    """Logits, the patches that each stage of a DynamicViT network keeps, and how surely it does so."""
     assert isinstance(network, DynamicVisionTransformer)
     selected = network.select(images)
-    return selected.logits, selected.kept, selected.margins
+    return Trace(selected.logits, selected.kept, selected.margins)
 
 
 def read_shapes(weights: Weights, checkpoint: Checkpoint) -> Shapes:
@@ -82,7 +84,7 @@ def read_shapes(weights: Weights, checkpoint: Checkpoint) -> Shapes:
 
 
 def read_config(
-    weights: Weights, shapes: Shapes, ratios: tuple[float, ...], args: Mapping[str, Any], options: ModelOptions
+    weights: Weights, shapes: Shapes, ratios: tuple[float, ...], args: Mapping[str, Any], options: DynamicVitOptions
 ) -> DynamicVitConfig:
     """Geometry from the shapes, the training arguments and the options.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slimc.errors import BudgetError, CheckpointError, OptionError
-from slimc.models.options import ModelOptions
+from slimc.models.options import DynamicVitOptions
 
 Family = Literal["DeiT", "LV-ViT"]
 
@@ -52,7 +52,7 @@ class Shapes:
     patches: int
 
 
-def number_of_heads(shapes: Shapes, options: ModelOptions) -> int:
+def number_of_heads(shapes: Shapes, options: DynamicVitOptions) -> int:
     """Heads of every attention.
 
     Raises:
@@ -70,7 +70,7 @@ def number_of_heads(shapes: Shapes, options: ModelOptions) -> int:
     return heads
 
 
-def pruning_locations(shapes: Shapes, args: Mapping[str, Any], options: ModelOptions) -> tuple[int, ...]:
+def pruning_locations(shapes: Shapes, args: Mapping[str, Any], options: DynamicVitOptions) -> tuple[int, ...]:
     """The blocks before which patches are dropped, ascending.
 
     Raises:
@@ -103,7 +103,7 @@ def _published_locations(shapes: Shapes) -> tuple[int, ...]:
     )
 
 
-def keep_ratios(shapes: Shapes, args: Mapping[str, Any], options: ModelOptions) -> tuple[float, ...]:
+def keep_ratios(shapes: Shapes, args: Mapping[str, Any], options: DynamicVitOptions) -> tuple[float, ...]:
     """The share of all patches that each stage keeps: as given, or r, r^2, r^3 ... of a base rate r.
 
     Raises:
@@ -132,7 +132,7 @@ def keep_ratios(shapes: Shapes, args: Mapping[str, Any], options: ModelOptions) 
     return ratios
 
 
-def residual_divisor(shapes: Shapes, options: ModelOptions) -> float:
+def residual_divisor(shapes: Shapes, options: DynamicVitOptions) -> float:
     """What divides the residual branches: LV-ViT's skip_lam.
 
     Raises:

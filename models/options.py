@@ -1,67 +1,114 @@
-"""What a user may say about a checkpoint, and what a front end makes of it."""
+"""What a user may say about a checkpoint that it does not say itself: one class of options a system.
+
+A field is an option of the command line and a keyword of `slimc.load`: ``budget_attn`` is ``--budget-attn``. None leaves a
+setting to the checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
-from slimc import ir
-from slimc.errors import OptionError
-from slimc.ir.preprocessing import Preprocessing
+from slimc.errors import BudgetError, OptionError
 
-if TYPE_CHECKING:
-    import torch
-
-    from slimc.compiler.limits import Usage
-
-    Select = Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]]
-
-Variant = Literal["slim", "masked", "dense"]
 HeadEffect = Literal["plain", "v2", "attn"]
+
+
+def option(help: str, *, parse: Callable[[str, str], Any] | None = None, metavar: str | None = None) -> Any:  # noqa: A002, ANN401
+    """A field that is an option.
+
+    Args:
+        help: its line in ``--help``.
+        parse: makes a value of the text that was typed and the option's name; none where the field's type tells how.
+        metavar: what stands for the value in ``--help``.
+    """
+    return field(default=None, metadata={"help": help, "parse": parse, "metavar": metavar})
+
+
+def flag(name: str) -> str:
+    """The option of the command line for the field `name`."""
+    return "--" + name.replace("_", "-")
+
+
+def share(text: str, name: str) -> float:
+    """A number in (0, 1].
+
+    Raises:
+        BudgetError: `text` is something else; the message names the option `name`.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        shown = repr(text) if value == -1.0 else text
+        raise BudgetError(f"{name}: {shown} is not a share; expected a number above 0 and up to 1")
+    return value
+
+
+def shares(text: str, name: str) -> tuple[float, ...]:
+    """Numbers in (0, 1], separated by commas."""
+    return tuple(share(part, name) for part in text.split(","))
+
+
+def blocks(text: str, name: str) -> tuple[int, ...]:
+    """Numbers of blocks, separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"{name}: {text!r} are not blocks; expected numbers such as 3,6,9") from None
+
+
+def head_effect(text: str, name: str) -> HeadEffect:
+    """One of `HeadEffect`."""
+    for known in get_args(HeadEffect):
+        if text == known:
+            effect: HeadEffect = known
+            return effect
+    raise OptionError(f"{name}: {text!r} is unknown; expected {', '.join(get_args(HeadEffect))}")
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a checkpoint cannot tell about itself; None leaves it to the checkpoint."""
+    """Options of every system: geometry that the shapes of the weights may leave open."""
 
-    img_size: tuple[int, int] | None = None
-    num_heads: int | None = None
-    qk_scale: float | None = None
-    budget_attn: float | None = None
-    budget_mlp: float | None = None
-    budget_patch: float | None = None
-    keep_rate: float | None = None
-    keep_ratios: tuple[float, ...] | None = None
-    pruning_loc: tuple[int, ...] | None = None
-    skip_lam: float | None = None
-    ada_head: HeadEffect | None = None
-    ada_token_with_mlp: bool | None = None
-
-    def refuse(self, system: str, *names: str) -> None:
-        """Raise an OptionError where one of the options `names` is given though `system` has no such thing."""
-        given = [f.name for f in fields(self) if f.name in names and getattr(self, f.name) is not None]
-        if given:
-            raise OptionError(f"--{given[0].replace('_', '-')}: {system} checkpoints have no such setting")
+    img_size: tuple[int, int] | None = option("Image height and width in pixels.", metavar="H W")
+    num_heads: int | None = option("Heads of an attention, where the checkpoint cannot tell.")
 
 
 @dataclass(frozen=True)
-class SearchedModel:
-    """A checkpoint, understood: the network in IR as the research code runs it and with every mask at one.
+class VitSlimOptions(ModelOptions):
+    """Options of ViT-Slim: the shares to keep, which a search-stage checkpoint does not have."""
 
-    `network` builds the PyTorch network of a variant ("masked" or "dense"), in eval mode, float32: the reference that the
-    emitted model is verified against. `settings` are the budgets or keep rates in force, for reports. Where the network
-    selects tokens, `select` maps it and images to logits, the patches [B, K] that each stage keeps, best first, and how
-    surely it does so [B] (`slimc.models.dynamic_vit_network.Selected`). Where it decides for each image what runs,
-    `observe` maps it and images to logits and what it decided.
-    """
+    budget: float | None = option("One budget for attention, FFN and patches, in (0, 1].", parse=share, metavar="SHARE")
+    budget_attn: float | None = option("Share of the attention channels to keep.", parse=share, metavar="SHARE")
+    budget_mlp: float | None = option("Share of the FFN channels to keep.", parse=share, metavar="SHARE")
+    budget_patch: float | None = option("Share of the patch positions to keep.", parse=share, metavar="SHARE")
+    qk_scale: float | None = option("Softmax scale; default: the original head_dim to the power -0.5.")
 
-    system: str
-    masked: ir.Model
-    dense: ir.Model
-    network: Callable[[Variant], torch.nn.Module]
-    settings: Mapping[str, Any]
-    details: Mapping[str, Any] = field(default_factory=dict)
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    select: Select | None = None
-    observe: Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, Usage]] | None = None
+
+@dataclass(frozen=True)
+class DynamicVitOptions(ModelOptions):
+    """Options of DynamicViT: how many tokens its stages keep, and where they stand."""
+
+    keep_rate: float | None = option(
+        "Base keep rate R in (0, 1]; stage i keeps R to the power i.", parse=share, metavar="SHARE"
+    )
+    keep_ratios: tuple[float, ...] | None = option(
+        "Share of all patches that each stage keeps.", parse=shares, metavar="A,B,C"
+    )
+    pruning_loc: tuple[int, ...] | None = option(
+        "Blocks before which patches are dropped.", parse=blocks, metavar="3,6,9"
+    )
+    skip_lam: float | None = option("LV-ViT: what divides the residual branches; default: 2.")
+
+
+@dataclass(frozen=True)
+class AdaVitOptions(ModelOptions):
+    """Options of AdaViT: what its decisions act on."""
+
+    ada_head: HeadEffect | None = option(  # noqa: RUF009 - it is `dataclasses.field`
+        "What head decisions act on, if the file does not say.", parse=head_effect, metavar="plain|v2|attn"
+    )
+    ada_token_with_mlp: bool | None = option("Token decisions gate the FFN as well.")

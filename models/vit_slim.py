@@ -18,14 +18,16 @@ import torch
 from slimc import ir
 from slimc.errors import BudgetError, CheckpointError, OptionError
 from slimc.files.checkpoint import Checkpoint
+from slimc.ir.preprocessing import Preprocessing
 from slimc.models.geometry import image_size
-from slimc.models.options import ModelOptions, SearchedModel, Variant
+from slimc.models.options import VitSlimOptions
+from slimc.models.system import Network, System, Variant
 from slimc.models.vit_slim_masks import Budgets, Masks, Zetas, binary_masks, check_budget, full_masks
 from slimc.models.vit_slim_network import MaskedVisionTransformer, VitSlimConfig
 from slimc.models.weights import Weights, split_heads
 
 
-def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
+def load(checkpoint: Checkpoint, options: VitSlimOptions, system: System) -> Network:
     """Read a ViT-Slim checkpoint.
 
     Raises:
@@ -33,7 +35,6 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
         BudgetError: the budgets are missing or cannot be used.
         OptionError: an option contradicts the shapes.
     """
-    options.refuse("ViT-Slim", "keep_rate", "keep_ratios", "pruning_loc", "skip_lam")
     weights = Weights(checkpoint.path, checkpoint.state)
     config = read_config(weights, checkpoint.path, checkpoint.args, options)
     zetas = [_zetas(weights, config, layer) for layer in range(config.depth)]
@@ -41,17 +42,21 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> SearchedModel:
     masks, thresholds = binary_masks(zetas, budgets, config.heads, config.head_dim)
     masked = to_ir(weights, config, masks)
     weights.finish()
-    return SearchedModel(
-        system="vit_slim",
+    return Network(
+        system=system,
+        path=checkpoint.path,
+        sha256=checkpoint.sha256,
         masked=masked,
         dense=without_masks(masked),
-        network=lambda variant: build_network(checkpoint, config, _masks_of(variant, masks, zetas, config)),
+        preprocessing=Preprocessing(),
+        pytorch=lambda variant: build_network(checkpoint, config, _masks_of(variant, masks, zetas, config)),
         settings={"budgets": asdict(budgets)},
         details={"thresholds": asdict(thresholds)},
+        warnings=overridden(checkpoint.path, checkpoint.args, budgets),
     )
 
 
-def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: ModelOptions) -> VitSlimConfig:
+def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: VitSlimOptions) -> VitSlimConfig:
     """Geometry from the shapes, the training arguments and the options."""
     dim = weights.shape("cls_token", axes=3)[-1]
     depth = weights.count("blocks")
@@ -86,7 +91,7 @@ def _zeta_shape(weights: Weights, path: Path, key: str) -> tuple[int, int]:
     return shape[2], shape[4]
 
 
-def _heads(zeta: tuple[int, int], dim: int, path: Path, args: Mapping[str, Any], options: ModelOptions) -> int:
+def _heads(zeta: tuple[int, int], dim: int, path: Path, args: Mapping[str, Any], options: VitSlimOptions) -> int:
     """Number of heads: zeta's first axis, or for uniform search dim divided by its second."""
     rows, columns = zeta
     if zeta == (1, 1) and dim > 1:
@@ -115,7 +120,7 @@ def _scale(qk_scale: float | None, head_dim: int) -> float:
     return qk_scale
 
 
-def read_budgets(path: Path, args: Mapping[str, Any], options: ModelOptions) -> Budgets:
+def read_budgets(path: Path, args: Mapping[str, Any], options: VitSlimOptions) -> Budgets:
     """Budgets from the options, else from the training arguments.
 
     Raises:
@@ -123,7 +128,9 @@ def read_budgets(path: Path, args: Mapping[str, Any], options: ModelOptions) -> 
     """
     values: dict[str, float] = {}
     for kind in ("attn", "mlp", "patch"):
-        option, given, stored = f"--budget-{kind}", getattr(options, f"budget_{kind}"), args.get(f"budget_{kind}")
+        given, stored = getattr(options, f"budget_{kind}"), args.get(f"budget_{kind}")
+        option = f"--budget-{kind}" if given is not None else "--budget"
+        given = options.budget if given is None else given
         if given is None and stored is None:
             raise BudgetError(
                 f"{path}: a search-stage checkpoint, without budgets; give --budget B, "
@@ -132,6 +139,19 @@ def read_budgets(path: Path, args: Mapping[str, Any], options: ModelOptions) -> 
         source = option if given is not None else f"{path}: args.budget_{kind}"
         values[kind] = check_budget(stored if given is None else given, source)
     return Budgets(**values)
+
+
+def overridden(path: Path, args: Mapping[str, Any], budgets: Budgets) -> tuple[str, ...]:
+    """What to say where a retrained checkpoint is compiled for other budgets than its own."""
+    own = {kind: args.get(f"budget_{kind}") for kind in ("attn", "mlp", "patch")}
+    others = {kind: asked for kind, asked in asdict(budgets).items() if own[kind] not in (None, asked)}
+    if not others:
+        return ()
+    changes = ", ".join(f"{kind} {asked:g} instead of {own[kind]:g}" for kind, asked in others.items())
+    return (
+        f"{path}: was retrained for budgets of its own and is compiled for others ({changes}): its weights have adapted "
+        "to other masks; agreement is with the network under the new masks, and says nothing about labels",
+    )
 
 
 def _zetas(weights: Weights, config: VitSlimConfig, layer: int) -> Zetas:

@@ -7,15 +7,18 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as oir
 
 from benchmarks.checkpoints import write_checkpoint
-from slimc.compiler.export import compile_checkpoint, emit_onnx, export
-from slimc.compiler.options import ExportOptions
+from slimc.compiler.compile import compile_network
+from slimc.compiler.export import emit_onnx, export
+from slimc.compiler.load import load_network
+from slimc.compiler.options import CompileOptions
 from slimc.emit.precision import to_half
 from slimc.files.reference import reference_path
-from slimc.models.options import ModelOptions, Variant
+from slimc.models.system import Variant
 from slimc.targets.costs import CountedCosts
 from slimc.targets.target import find_target
 from tests.vectors import DATA
@@ -32,9 +35,9 @@ VECTORS = {
     "tokens": DATA / "adavit-b-head-layer-tokenmlp" / "checkpoint.pth",
     "t2t": DATA / "adavit-c-t2t-performer" / "checkpoint.pth",
 }
-OPTIONS = {
-    "deit": ModelOptions(num_heads=4, pruning_loc=(3, 6, 9)),
-    "lvvit": ModelOptions(num_heads=4, pruning_loc=(2, 4, 6)),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "deit": {"num_heads": 4, "pruning_loc": (3, 6, 9)},
+    "lvvit": {"num_heads": 4, "pruning_loc": (2, 4, 6)},
 }
 _directory = tempfile.TemporaryDirectory(prefix="slimc-tests-")
 
@@ -51,8 +54,8 @@ def exported(vector: str, directory: Path, *, target: str = "sm89", batch_size: 
 @cache
 def _exported(vector: str, target: str, batch_size: int) -> Path:
     path = Path(_directory.name) / f"{vector}-{target}-{batch_size}.onnx"
-    options = ExportOptions(target=find_target(target), batch_size=batch_size)
-    export(VECTORS[vector], path, OPTIONS.get(vector, ModelOptions()), options)
+    options = CompileOptions(target=find_target(target), batch_size=batch_size)
+    export(load_network(VECTORS[vector], OPTIONS.get(vector)), path, options)
     return path
 
 
@@ -68,10 +71,10 @@ def full_size(size: str, variant: Variant, directory: Path, *, many_groups: bool
     target = find_target("sm89")
     if many_groups:
         target = replace(target, costs=CountedCosts(0.0))
-    options = ExportOptions(variant=variant, target=target)
-    compiled, _ = compile_checkpoint(checkpoint, ModelOptions(), options)
+    options = CompileOptions(variant=variant, target=target)
+    compiled = compile_network(load_network(checkpoint), options)
     path = directory / f"{size}-{variant}-{many_groups}.onnx"
-    oir.save(emit_onnx(compiled, options), path)
+    oir.save(emit_onnx(compiled), path)
     return path
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from slimc import ir
-from slimc.compiler.limits import Usage
-from slimc.files.checkpoint import Checkpoint, read_checkpoint
-from slimc.models import ada_vit
+from slimc.compiler.load import load_network
+from slimc.files.checkpoint import Checkpoint
+from slimc.ir.gate_usage import Usage
 from slimc.models.ada_vit_network import AdaptiveVisionTransformer, AdaVitConfig
-from slimc.models.options import HeadEffect, ModelOptions, SearchedModel
+from slimc.models.options import AdaVitOptions, HeadEffect
+from slimc.models.system import Network
+from slimc.models.systems import AdaVit
 
 DATA = Path(__file__).parent / "data"
 VECTORS = ("adavit-a-head-layer", "adavit-b-head-layer-tokenmlp", "adavit-c-t2t-performer")
@@ -41,7 +43,7 @@ class Vector:
     """A released checkpoint, understood, with its images and what the released code computed."""
 
     checkpoint: Path
-    searched: SearchedModel
+    searched: Network
     io: dict[str, Any]
 
     @property
@@ -54,7 +56,7 @@ def vector(name: str) -> Vector:
     path = DATA / name / "checkpoint.pth"
     with np.load(DATA / name / "io.npz") as content:
         io = dict(content)
-    return Vector(path, ada_vit.load(read_checkpoint(path), ModelOptions()), io)
+    return Vector(path, load_network(path), io)
 
 
 def arguments(config: AdaVitConfig) -> dict[str, Any]:
@@ -76,22 +78,22 @@ def random_checkpoint(config: AdaVitConfig = SMALL, seed: int = 0) -> Checkpoint
         for name, parameter in network.named_parameters():
             scale = 1.0 if "select" in name else 0.4
             parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, scale)
-    return Checkpoint(Path("random.pth"), "0" * 64, "ada_vit", network.state_dict(), arguments(config), False)
+    return Checkpoint(Path("random.pth"), "0" * 64, network.state_dict(), arguments(config))
 
 
-def random_adaptive(seed: int = 0, *, head_effect: HeadEffect = "plain", **flags: Any) -> SearchedModel:
+def random_adaptive(seed: int = 0, *, head_effect: HeadEffect = "plain", **flags: Any) -> Network:
     config = replace(SMALL, head_effect=head_effect, **flags)
-    options = ModelOptions(num_heads=None if config.heads_from is not None else config.heads)
-    return ada_vit.load(random_checkpoint(config, seed), options)
+    options = AdaVitOptions(num_heads=None if config.heads_from is not None else config.heads)
+    return AdaVit().load(random_checkpoint(config, seed), options)
 
 
-def images_for(searched: SearchedModel, count: int = 3, seed: int = 0) -> ir.FloatArray:
+def images_for(searched: Network, count: int = 3, seed: int = 0) -> ir.FloatArray:
     return np.random.default_rng(seed).standard_normal((count, 3, *searched.masked.image), np.float32)
 
 
-def observe(searched: SearchedModel, images: ir.FloatArray) -> tuple[ir.FloatArray, Usage]:
+def observe(searched: Network, images: ir.FloatArray) -> tuple[ir.FloatArray, Usage]:
     """What the PyTorch network makes of `images`."""
-    assert searched.observe is not None
     with torch.inference_mode():
-        logits, usage = searched.observe(searched.network("masked"), torch.from_numpy(images))
-    return logits.numpy(), usage
+        found = searched.trace(searched.pytorch("masked"), torch.from_numpy(images))
+    assert found.usage is not None
+    return found.logits.numpy(), found.usage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from slimc.files.checkpoint import Checkpoint
 from slimc.ir import FloatArray, IndexArray
-from slimc.models import dynamic_vit
 from slimc.models.dynamic_vit_network import DynamicVisionTransformer, DynamicVitConfig
-from slimc.models.options import ModelOptions, SearchedModel
+from slimc.models.options import DynamicVitOptions
+from slimc.models.system import Network
+from slimc.models.systems import DynamicVit
 
 DATA = Path(__file__).parent / "data"
 
@@ -23,7 +25,7 @@ class Vector:
     """A checkpoint that the released code wrote, with the options that it needs."""
 
     name: str
-    options: ModelOptions
+    options: dict[str, Any]
 
     @property
     def checkpoint(self) -> Path:
@@ -49,13 +51,8 @@ class Vector:
 
     @property
     def flags(self) -> list[str]:
-        assert self.options.pruning_loc is not None
-        return [
-            "--num-heads",
-            str(self.options.num_heads),
-            "--pruning-loc",
-            ",".join(map(str, self.options.pruning_loc)),
-        ]
+        blocks = ",".join(map(str, self.options["pruning_loc"]))
+        return ["--num-heads", str(self.options["num_heads"]), "--pruning-loc", blocks]
 
     def _read(self, key: str) -> FloatArray:
         with np.load(DATA / self.name / "io.npz") as content:
@@ -63,8 +60,8 @@ class Vector:
 
 
 VECTORS = (
-    Vector("dynamicvit-a-deit-0.7", ModelOptions(num_heads=4, pruning_loc=(3, 6, 9))),
-    Vector("dynamicvit-c-lvvit-0.7", ModelOptions(num_heads=4, pruning_loc=(2, 4, 6))),
+    Vector("dynamicvit-a-deit-0.7", {"num_heads": 4, "pruning_loc": (3, 6, 9)}),
+    Vector("dynamicvit-c-lvvit-0.7", {"num_heads": 4, "pruning_loc": (2, 4, 6)}),
 )
 
 
@@ -80,19 +77,19 @@ def random_checkpoint(config: DynamicVitConfig, seed: int = 0) -> Checkpoint:
             state[key] = centred + noise * fan_in**-0.5
             if ".bn" in key and not key.endswith("bias"):
                 state[key] = noise.abs() + 0.3
-    return Checkpoint(Path("random.pth"), "0" * 64, "dynamic_vit", state, {"input_size": config.image}, False)
+    return Checkpoint(Path("random.pth"), "0" * 64, state, {"input_size": config.image})
 
 
-def random_searched(config: DynamicVitConfig, seed: int = 0) -> SearchedModel:
+def random_searched(config: DynamicVitConfig, seed: int = 0) -> Network:
     """The same, understood."""
-    options = ModelOptions(
-        num_heads=config.heads,
-        pruning_loc=config.pruning_loc,
-        keep_ratios=tuple(min(1.0, (keep + 0.5) / config.patches) for keep in config.keep),
-        img_size=config.image,
-        skip_lam=config.skip_lam if config.stem else None,
-    )
-    return dynamic_vit.load(random_checkpoint(config, seed), options)
+    options: dict[str, Any] = {
+        "num_heads": config.heads,
+        "pruning_loc": config.pruning_loc,
+        "keep_ratios": tuple(min(1.0, (keep + 0.5) / config.patches) for keep in config.keep),
+        "img_size": config.image,
+        "skip_lam": config.skip_lam if config.stem else None,
+    }
+    return DynamicVit().load(random_checkpoint(config, seed), DynamicVitOptions(**options))
 
 
 def small_config(
@@ -127,11 +124,11 @@ def configs(draw: st.DrawFn) -> DynamicVitConfig:
 
 
 @st.composite
-def searched_models(draw: st.DrawFn) -> SearchedModel:
+def searched_models(draw: st.DrawFn) -> Network:
     """Random networks of such geometries."""
     return random_searched(draw(configs()), draw(st.integers(0, 1000)))
 
 
-def images_for(searched: SearchedModel, count: int = 2, seed: int = 0) -> FloatArray:
+def images_for(searched: Network, count: int = 2, seed: int = 0) -> FloatArray:
     """Inputs for a network, float32."""
     return np.random.default_rng(seed).standard_normal((count, 3, *searched.masked.image), np.float32)

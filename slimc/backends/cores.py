@@ -12,6 +12,11 @@ def usable() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
+def count() -> int:
+    """How many cores this process may use: those of its affinity mask, where the system has such a thing."""
+    return len(usable()) or os.cpu_count() or 1
+
+
 @contextmanager
 def kept_to(cores: Iterable[int]) -> Iterator[None]:
     """Keep this thread, and threads that it starts, to `cores` while the body runs, where the system can do that."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from slimc.evaluate.progress import Advance
+
+# A pipe has no width: tables keep all their columns there.
+_PIPE_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -30,50 +36,89 @@ class Output:
         if not self.quiet:
             _console(stderr=True).print(f"[yellow]warning:[/yellow] {_escape(text)}", highlight=False, soft_wrap=True)
 
-    def result(self, values: Mapping[str, Any]) -> None:
-        """Print the machine-readable result, where that was asked for."""
-        if self.json:
-            sys.stdout.write(json.dumps(values, indent=2, default=_plain) + "\n")
+    def result(
+        self,
+        command: str,
+        values: Mapping[str, Any],
+        *,
+        inputs: Mapping[Path, str | None] | None = None,
+        outputs: Sequence[Path] = (),
+    ) -> None:
+        """Print the machine-readable result, where that was asked for; docs/json.md says what is in it.
+
+        Args:
+            command: whose result it is.
+            values: what the command found.
+            inputs: files that were read, with their SHA-256 where it is known already.
+            outputs: files that were written.
+        """
+        if not self.json:
+            return
+        from slimc.backends import host
+        from slimc.files.digest import sha256
+        from slimc.files.version import VERSION
+
+        read = [{"path": str(path), "sha256": known or sha256(path)} for path, known in (inputs or {}).items()]
+        written = [{"path": str(path), "sha256": sha256(path)} for path in outputs]
+        header = {"slimc": VERSION, "command": command, "host": host.describe(), "inputs": read, "outputs": written}
+        sys.stdout.write(json.dumps({**header, **values}, indent=2, default=_plain, allow_nan=False) + "\n")
 
     @contextmanager
-    def step(self, text: str) -> Iterator[None]:
-        """Show a spinner with `text` while the body runs: on stderr, and only on a terminal."""
+    def progress(self, text: str) -> Iterator[Advance]:
+        """Show `text` while the body runs, with a bar and a count once it tells them: on stderr, only on a terminal."""
         console = _console(stderr=True)
         if self.json or self.quiet or not console.is_terminal:
-            yield
+            yield lambda _done, _total: None
             return
-        with console.status(text):
-            yield
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
 
-    @contextmanager
-    def progress(self, text: str) -> Iterator[Callable[[float], None]]:
-        """A bar with `text` that the body moves by telling which share is done: on stderr, and only on a terminal."""
-        console = _console(stderr=True)
-        if self.json or self.quiet or not console.is_terminal:
-            yield lambda _: None
-            return
-        from rich.progress import Progress
+        columns = (SpinnerColumn(), TextColumn("{task.description}"))
+        counted = (BarColumn(), MofNCompleteColumn(), Remaining())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(_escape(text), total=None)
 
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task(text, total=1.0)
-            yield lambda share: bar.update(task, completed=share)
+            def advance(done: int, total: int) -> None:
+                if len(bar.columns) == len(columns):
+                    bar.columns = (*columns, *counted)
+                bar.update(task, completed=done, total=total)
+
+            yield advance
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, figures: bool = True
     ) -> None:
-        """Print a table: the first column is left-aligned, the others too unless they are `figures`."""
+        """Print a table: the first column is left-aligned, the others too unless they are `figures`.
+
+        Where it does not fit into the terminal, every row is printed as lines of a column's name and the cell.
+        """
         if self.json or self.quiet:
             return
         from rich import box
+        from rich.measure import Measurement
         from rich.table import Table
         from rich.text import Text
 
         table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i and figures else "left", overflow="fold")
+            table.add_column(column, justify="right" if i and figures else "left", no_wrap=True)
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row))
-        self.print(table)
+        console = _console()
+        if Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width:
+            self.print(table)
+        else:
+            self.print(_folded(title, columns, rows))
+
+
+def _folded(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table for narrow terminals: a row is its first cell and, indented below it, the others by their columns."""
+    width = max((len(column) for column in columns[1:]), default=0)
+    lines = [title] if title else []
+    for row in rows:
+        lines.append(f"{columns[0]} {row[0]}".strip())
+        lines += [f"  {column:<{width}}  {cell}" for column, cell in zip(columns[1:], row[1:], strict=True)]
+    return "\n".join(lines) + "\n"
 
 
 def print_error(text: str) -> None:
@@ -85,8 +130,7 @@ def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    # A pipe has no width: tables keep all their columns there.
-    return Console(file=stream, width=None if stream.isatty() else 160)
+    return Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH)
 
 
 def _escape(text: str) -> str:

@@ -6,19 +6,24 @@ with it. Its budgets are 0.6 (attention), 0.6 (FFN) and 0.7 (patches).
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 
+import slimc
 from slimc.backends import ort
 from slimc.backends.base import run_images
-from slimc.compiler.export import ExportReport, Step, export, silent
-from slimc.compiler.options import ExportOptions
+from slimc.compiler.export import ExportReport
+from slimc.errors import OutputError
+from slimc.evaluate.progress import Progress, silent
+from slimc.files.output import replacing
 from slimc.ir import FloatArray, IndexArray
-from slimc.models.options import ModelOptions, Variant
+from slimc.models.system import Variant
 
+CHECKPOINT = "digits.pth"
 VARIANTS: tuple[Variant, ...] = ("dense", "masked", "slim")
 _ROUNDS = 60
 
@@ -46,20 +51,36 @@ def digits() -> tuple[FloatArray, IndexArray]:
     return np.ascontiguousarray(normalised[:, None].repeat(3, axis=1)), labels.astype(np.int64)
 
 
-def run_demo(directory: Path, *, step: Step = silent) -> DemoResult:
+def keep_checkpoint(directory: Path) -> list[Path]:
+    """Copy the shipped checkpoint into `directory`, which is made; the file that it replaced, if there was one.
+
+    Raises:
+        OutputError: the directory cannot be made, or written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{directory}: cannot be made a directory: {error.strerror}") from None
+    target = directory / CHECKPOINT
+    replaced = [target] if target.exists() else []
+    with as_file(files("slimc.cli") / "data" / CHECKPOINT) as source, replacing(target) as (temporary,):
+        shutil.copyfile(source, temporary)
+    return replaced
+
+
+def run_demo(directory: Path, *, progress: Progress = silent) -> DemoResult:
     """Compile the shipped checkpoint three ways into `directory`, verify, and compare answers and latencies."""
     reports: dict[Variant, ExportReport] = {}
-    with as_file(files("slimc.cli") / "data" / "digits.pth") as checkpoint:
+    with as_file(files("slimc.cli") / "data" / CHECKPOINT) as checkpoint:
+        network = slimc.load(checkpoint)
         for variant in VARIANTS:
-            options = ExportOptions(variant=variant)
-            reports[variant] = export(
-                checkpoint, directory / f"digits-{variant}.onnx", ModelOptions(), options, step=step
-            )
+            output = directory / f"digits-{variant}.onnx"
+            reports[variant] = slimc.export(network, output, variant=variant, progress=progress)
     sessions = {variant: ort.load(report.onnx, threads=1) for variant, report in reports.items()}
     images, labels = digits()
-    with step("classifying the digits"):
+    with progress("classifying the digits"):
         answers = {name: run_images(session, images, name).argmax(1) for name, session in sessions.items()}
-    with step("comparing latencies"):
+    with progress("comparing latencies"):
         latency = _interleaved(sessions, images[:1])
     return DemoResult(
         reports=reports,

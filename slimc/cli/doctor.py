@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from slimc.backends.host import installed_version, processor
 from slimc.errors import MissingError
 
 
@@ -77,26 +76,9 @@ def abilities(findings: Sequence[Finding]) -> dict[str, bool]:
 
 
 def _package(package: Package) -> Finding:
-    version = _version(package.names)
+    version = installed_version(package.names)
     install = "" if version is not None else package.install
     return Finding(package.names[0].removesuffix("-cu13"), version or "missing", package.purpose, install)
-
-
-def _version(names: Sequence[str]) -> str | None:
-    found = {name: next(iter(importlib.metadata.distributions(name=name)), None) for name in names}
-    return next((distribution.version for distribution in found.values() if distribution is not None), None)
-
-
-def processor() -> str:
-    """The CPU of this machine, with the instruction sets that decide its speed."""
-    model, flags = platform.processor() or platform.machine(), set[str]()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        entries = {key.strip(): value.strip() for key, value in lines.items()}
-        model, flags = entries.get("model name", model), set(entries.get("flags", "").split())
-    fast = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{model}, {' '.join(fast)}" if fast else model
 
 
 def _execution_providers() -> Finding:

@@ -1,181 +1,202 @@
-"""Command-line options that several commands share."""
+"""Command-line options that several commands share, each written once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from slimc.errors import BudgetError, OptionError
+from slimc.errors import OptionError
+from slimc.models.options import ModelOptions, flag
+from slimc.models.systems import SYSTEMS
 
 if TYPE_CHECKING:
-    from slimc.emit.precision import Precision
-    from slimc.models.options import HeadEffect, ModelOptions
+    from collections.abc import Iterable
 
-Budget = Annotated[str | None, typer.Option(help="One budget for attention, FFN and patches, in (0, 1].")]
-BudgetAttn = Annotated[str | None, typer.Option(help="Share of the attention channels to keep, in (0, 1].")]
-BudgetMlp = Annotated[str | None, typer.Option(help="Share of the FFN channels to keep, in (0, 1].")]
-BudgetPatch = Annotated[str | None, typer.Option(help="Share of the patch positions to keep, in (0, 1].")]
-Ema = Annotated[bool | None, typer.Option("--ema/--no-ema", help="Take the averaged weights.")]
-ImgSize = Annotated[tuple[int, int] | None, typer.Option(metavar="H W", help="Image height and width in pixels.")]
-NumHeads = Annotated[int | None, typer.Option(help="Heads of an attention, where the checkpoint cannot tell.")]
-QkScale = Annotated[float | None, typer.Option(help="Softmax scale; default: the original head_dim to the power -0.5.")]
-KeepRate = Annotated[
-    str | None, typer.Option(help="DynamicViT: base keep rate R in (0, 1]; stage i keeps R to the power i.")
-]
-KeepRatios = Annotated[
-    str | None, typer.Option(metavar="A,B,C", help="DynamicViT: share of all patches that each stage keeps.")
-]
-PruningLoc = Annotated[
-    str | None, typer.Option(metavar="3,6,9", help="DynamicViT: blocks before which patches are dropped.")
-]
-SkipLam = Annotated[float | None, typer.Option(help="LV-ViT: what divides the residual branches; default: 2.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+    from slimc.emit.precision import Precision
+
+# Panels of --help, besides one for each system.
+CHECKPOINT, TARGET, OUTPUT = "Checkpoint", "Target", "Output"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)]
 TargetName = Annotated[
-    str, typer.Option("--target", help="What the model is for: generic, cpu, sm75, sm80, sm86, sm89, sm120, ...")
+    str | None,
+    typer.Option(
+        "--target",
+        help="What the model is for: generic (the default), cpu, sm75, sm80, sm86, sm89, sm120, ...",
+        rich_help_panel=TARGET,
+    ),
 ]
 TunedThreads = Annotated[
     int | None,
-    typer.Option("--threads", help="For --target cpu: how many threads will run the model. Default: several."),
+    typer.Option(
+        "--threads",
+        help="For --target cpu: how many threads will run the model. Default: several.",
+        rich_help_panel=TARGET,
+    ),
 ]
 TuningFile = Annotated[
     Path | None,
     typer.Option(
-        "--tuning", metavar="FILE", help="For --target cpu: what slimc tune measured where the model will run."
+        "--tuning",
+        metavar="FILE",
+        help="For --target cpu: what slimc tune measured where the model will run.",
+        rich_help_panel=TARGET,
     ),
 ]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", help="Of the matrix products: fp32 (the default), fp16 or bf16.", rich_help_panel=TARGET
+    ),
+]
+Fp16 = Annotated[bool, typer.Option("--fp16", help="Short for --precision fp16.", rich_help_panel=TARGET)]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Short for --precision bf16.", rich_help_panel=TARGET)]
 Threads = Annotated[int | None, typer.Option(help="Threads of one inference on a CPU; default: the back end's choice.")]
 BACKEND_HELP = (
     "onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino, openvino-bf16; engines run on their own library."
 )
 Data = Annotated[Path | None, typer.Option(metavar="DIR", help="Also compare on the images in this folder.")]
-AdaHead = Annotated[
-    str | None,
-    typer.Option(metavar="plain|v2|attn", help="What AdaViT's head decisions act on, if the file does not say."),
-]
-AdaTokenWithMlp = Annotated[
-    bool | None,
-    typer.Option("--ada-token-with-mlp/--no-ada-token-with-mlp", help="AdaViT: token decisions gate the FFN as well."),
-]
-AdaptiveWay = Annotated[
+AdaptiveName = Annotated[
     str | None,
     typer.Option(
         "--adaptive",
-        help="AdaViT: masked, conditional (batch 1), capacity, or conditional+capacity. Default: the fastest exact one.",
+        help="masked, conditional (batch 1), capacity, or conditional+capacity. Default: the fastest exact one.",
+        rich_help_panel="AdaViT",
     ),
 ]
 CapacityQuantile = Annotated[
-    float | None, typer.Option(help="Capacity of a block: this quantile of the tokens that the images use. Default 1.")
+    float | None,
+    typer.Option(
+        help="Capacity of a block: this quantile of the tokens that the images in --data use. Default: 1.",
+        rich_help_panel="AdaViT",
+    ),
 ]
 
 
 @dataclass(frozen=True)
-class BudgetOptions:
-    """The four budget options as they were typed."""
+class Given:
+    """What was said about a checkpoint: whether to take averaged weights, and options by name, None where not given."""
 
-    both: str | None
-    attn: str | None
-    mlp: str | None
-    patch: str | None
+    ema: bool | None
+    options: Mapping[str, Any]
 
+    def refuse(self, source: Path, reason: str) -> None:
+        """Refuse whatever was said, where `source` is no checkpoint.
 
-@dataclass(frozen=True)
-class SelectionOptions:
-    """The options of DynamicViT as they were typed."""
-
-    keep_rate: str | None
-    keep_ratios: str | None
-    pruning_loc: str | None
-    skip_lam: float | None
+        Raises:
+            OptionError: anything was said; `reason` says why it does not apply.
+        """
+        said = {"ema": self.ema, **self.options}
+        refuse({flag(name): value for name, value in said.items()}, source, reason)
 
 
-@dataclass(frozen=True)
-class DecisionOptions:
-    """The options of AdaViT as they were typed."""
-
-    ada_head: str | None
-    ada_token_with_mlp: bool | None
-
-
-def model_options(
-    budgets: BudgetOptions,
-    img_size: tuple[int, int] | None,
-    num_heads: int | None,
-    qk_scale: float | None,
-    selection: SelectionOptions,
-    decisions: DecisionOptions,
-) -> ModelOptions:
-    """What the options say about a checkpoint.
+def refuse(options: Mapping[str, object], source: Path, reason: str) -> None:
+    """Refuse those of `options`, by name, that were given: they are neither None, False nor empty.
 
     Raises:
-        BudgetError: a budget or keep rate is not a number in (0, 1].
-        OptionError: a pruning location is not a number, or ``--ada-head`` is none of its values.
+        OptionError: one was given.
     """
-    from slimc.models.options import ModelOptions
-
-    whole = _number(budgets.both, "--budget")
-    attn, mlp, patch = (
-        _number(given, f"--budget-{kind}")
-        for given, kind in ((budgets.attn, "attn"), (budgets.mlp, "mlp"), (budgets.patch, "patch"))
-    )
-    return ModelOptions(
-        img_size=img_size,
-        num_heads=num_heads,
-        qk_scale=qk_scale,
-        budget_attn=whole if attn is None else attn,
-        budget_mlp=whole if mlp is None else mlp,
-        budget_patch=whole if patch is None else patch,
-        keep_rate=_number(selection.keep_rate, "--keep-rate"),
-        keep_ratios=_numbers(selection.keep_ratios, "--keep-ratios"),
-        pruning_loc=_locations(selection.pruning_loc),
-        skip_lam=selection.skip_lam,
-        ada_head=_head_effect(decisions.ada_head),
-        ada_token_with_mlp=decisions.ada_token_with_mlp,
-    )
+    given = [name for name, value in options.items() if value not in (None, False, (), [])]
+    if given:
+        raise OptionError(f"{given[0]}: {source} {reason}")
 
 
-def precision(fp16: bool, bf16: bool) -> Precision:
-    """The precision that two flags ask for.
+def takes_checkpoint(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the options of every system, in a panel of ``--help`` for each; it gets them as `given`.
+
+    The signature that typer reads is that of `command` with `given` replaced by ``--ema`` and the fields of the systems'
+    options (`slimc.models.options`).
+    """
+    added = _checkpoint_parameters()
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> None:  # noqa: ANN401 - as typer gives them
+        ema = arguments.pop("ema")
+        options = {name: _parsed(name, parse, arguments.pop(name)) for name, parse in _parsers().items()}
+        command(**arguments, given=Given(ema, {name: value for name, value in options.items() if value is not None}))
+
+    own = inspect.signature(command, eval_str=True)
+    kept = [parameter for name, parameter in own.parameters.items() if name != "given"]
+    first = [parameter for parameter in kept if parameter.name not in ("json", "quiet")]
+    last = [parameter for parameter in kept if parameter.name in ("json", "quiet")]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*first, *added, *last)]
+    wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
+
+
+def _checkpoint_parameters() -> list[inspect.Parameter]:
+    ema = typer.Option("--ema/--no-ema", help="Take the averaged weights.", rich_help_panel=CHECKPOINT)
+    parameters = [_parameter("ema", bool | None, ema)]
+    common = {field.name for field in fields(ModelOptions)}
+    for panel, options in ((CHECKPOINT, ModelOptions), *((system.title, system.options) for system in SYSTEMS)):
+        types = get_type_hints(options)
+        for field in fields(options):
+            if (field.name in common) == (options is ModelOptions):
+                kind = str | None if field.metadata["parse"] else types[field.name]
+                option = typer.Option(
+                    help=field.metadata["help"], metavar=field.metadata["metavar"], rich_help_panel=panel
+                )
+                parameters.append(_parameter(field.name, kind, option))
+    return parameters
+
+
+def _parameter(name: str, kind: object, option: Any) -> inspect.Parameter:  # noqa: ANN401 - what typer.Option returns
+    annotation = Annotated[kind, option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+@functools.cache
+def _parsers() -> dict[str, Callable[[str, str], Any] | None]:
+    """How the text of every option is read, by the option's name."""
+    return {field.name: field.metadata["parse"] for system in SYSTEMS for field in fields(system.options)}
+
+
+def _parsed(name: str, parse: Callable[[str, str], Any] | None, value: Any) -> Any:  # noqa: ANN401
+    return value if parse is None or value is None else parse(value, flag(name))
+
+
+def read_precision(name: str | None, *, fp16: bool = False, bf16: bool = False) -> Precision | None:
+    """The precision that ``--precision`` or a flag asks for; none where nothing was said.
 
     Raises:
-        OptionError: both are given.
+        OptionError: there is no such precision, or two of them are given.
     """
-    if fp16 and bf16:
-        raise OptionError("--fp16 and --bf16: give one of them, or neither for float32")
-    return "fp16" if fp16 else "bf16" if bf16 else "fp32"
-
-
-def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    if text is None:
+    given = [text for text, said in (("--precision", name is not None), ("--fp16", fp16), ("--bf16", bf16)) if said]
+    if len(given) > 1:
+        raise OptionError(f"{given[1]}: contradicts {given[0]}; give one of them, or neither for float32")
+    if fp16 or bf16:
+        return "fp16" if fp16 else "bf16"
+    if name is None:
         return None
-    numbers = [_number(part, option) for part in text.split(",")]
-    return tuple(number for number in numbers if number is not None)
+    from slimc.emit.precision import find_precision
+
+    return find_precision(name)
 
 
-def _locations(text: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise OptionError(f"--pruning-loc: {text!r} are not blocks; expected numbers such as 3,6,9") from None
+def read_adaptive(text: str | None, quantile: float | None) -> Any:  # noqa: ANN401 - an Adaptive or None
+    """What ``--adaptive`` and ``--capacity-quantile`` say.
 
-
-def _head_effect(text: str | None) -> HeadEffect | None:
-    known: dict[str, HeadEffect] = {"plain": "plain", "v2": "v2", "attn": "attn"}
-    if text is not None and text not in known:
-        raise OptionError(f"--ada-head: {text!r} is unknown; expected {', '.join(known)}")
-    return None if text is None else known[text]
-
-
-def _number(text: str | None, option: str) -> float | None:
+    Raises:
+        OptionError: they say nothing that can be done.
+    """
     if text is None:
+        if quantile is not None:
+            raise OptionError("--capacity-quantile: needs --adaptive capacity")
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        raise BudgetError(f"{option}: {text!r} is not a share; expected a number above 0 and up to 1") from None
-    if not 0 < value <= 1:
-        raise BudgetError(f"{option}: {text} is not a share; expected a number above 0 and up to 1")
-    return value
+    from slimc.compiler.adaptive import find_adaptive
+
+    return find_adaptive(text, quantile)
+
+
+def overwritten(paths: Iterable[Path]) -> str:
+    """What to say about files that were replaced; empty where there were none."""
+    names = ", ".join(path.name for path in paths)
+    return f" (replaced {names})" if names else ""

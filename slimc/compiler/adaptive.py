@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimc import ir
-from slimc.compiler.limits import Limits, Usage, join, limits_of
+from slimc.compiler.limits import Limits, limits_of
 from slimc.errors import OptionError
+from slimc.evaluate.progress import Advance
 from slimc.files.images import load_images
-from slimc.models.options import SearchedModel
+from slimc.ir.gate_usage import Usage, join
+from slimc.models.system import Network
 from slimc.passes.limit_tokens import LimitTokens
 from slimc.passes.remove_settled_gates import RemoveSettledGates
 from slimc.passes.rewrite import Pass
 from slimc.targets.target import Target
 
 _CHUNK = 8
-WAYS = ("masked", "conditional", "capacity", "conditional+capacity")
+ADAPTIVE = ("masked", "conditional", "capacity", "conditional+capacity")
 
 
 @dataclass(frozen=True)
@@ -31,38 +33,38 @@ class Adaptive:
 
     @property
     def name(self) -> str:
-        """One of `WAYS`."""
+        """One of `ADAPTIVE`."""
         parts = [name for name in ("conditional", "capacity") if getattr(self, name)]
         return "+".join(parts) or "masked"
 
 
-def parse(text: str, quantile: float | None) -> Adaptive:
+def find_adaptive(text: str, quantile: float | None = None) -> Adaptive:
     """What ``--adaptive`` and ``--capacity-quantile`` say.
 
     Raises:
         OptionError: they say nothing that can be done.
     """
     parts = text.split("+")
-    if "+".join(sorted(parts, reverse=True)) not in WAYS:
-        raise OptionError(f"--adaptive: {text!r} is unknown; expected {', '.join(WAYS)}")
+    if "+".join(sorted(parts, reverse=True)) not in ADAPTIVE:
+        raise OptionError(f"--adaptive: {text!r} is unknown; expected {', '.join(ADAPTIVE)}")
     if quantile is not None and "capacity" not in parts:
         raise OptionError("--capacity-quantile: needs --adaptive capacity")
     return Adaptive("conditional" in parts, "capacity" in parts, 1.0 if quantile is None else quantile)
 
 
-def check(
-    adaptive: Adaptive | None, searched: SearchedModel, target: Target, batch_size: int, data: Path | None
+def choose_adaptive(
+    adaptive: Adaptive | None, network: Network, target: Target, batch_size: int, data: Path | None
 ) -> Adaptive | None:
-    """The way to compile `searched`, none for a network that decides nothing: as asked, or the exact one that suits.
+    """The way to compile `network`, none for a network that decides nothing: as asked, or the exact one that suits.
 
     That is `conditional` at batch 1, except for GPUs, where attention inside an ``If`` is not fused.
 
     Raises:
         OptionError: the way cannot be gone with this network, batch size or without images.
     """
-    if searched.observe is None:
+    if not network.system.decides:
         if adaptive is not None:
-            raise OptionError(f"--adaptive: {searched.system} checkpoints decide nothing for each image")
+            raise OptionError(f"--adaptive: {network.system.title} checkpoints decide nothing for each image")
         return None
     if adaptive is None:
         adaptive = Adaptive(conditional=batch_size == 1 and target.name in ("generic", "cpu"))
@@ -73,23 +75,25 @@ def check(
     return adaptive
 
 
-def observe(searched: SearchedModel, files: list[Path]) -> Usage:
+def observe(network: Network, files: list[Path], advance: Advance) -> Usage:
     """What the PyTorch network decides on the images in `files`."""
     import torch
 
-    assert searched.observe is not None
-    network = searched.network("masked")
+    pytorch = network.pytorch("masked")
     parts = []
     for start in range(0, len(files), _CHUNK):
-        images = load_images(files[start : start + _CHUNK], searched.masked.image, searched.preprocessing)
+        images = load_images(files[start : start + _CHUNK], network.masked.image, network.preprocessing)
         with torch.inference_mode():
-            parts.append(searched.observe(network, torch.from_numpy(images))[1])
+            usage = network.trace(pytorch, torch.from_numpy(images)).usage
+        assert usage is not None
+        parts.append(usage)
+        advance(min(start + _CHUNK, len(files)), len(files))
     return join(parts)
 
 
-def calibrate(searched: SearchedModel, files: list[Path], quantile: float) -> Limits:
+def calibrate(network: Network, files: list[Path], quantile: float, advance: Advance) -> Limits:
     """The limits that the images in `files` suggest."""
-    return limits_of(observe(searched, files), searched.masked, quantile)
+    return limits_of(observe(network, files, advance), network.masked, quantile)
 
 
 def limiting_passes(limits: Limits) -> tuple[Pass, ...]:

@@ -12,23 +12,24 @@ from types import ModuleType
 
 import onnx_ir as oir
 
-from slimc import __version__
 from slimc.backends import cuda, ort, tensorrt, tensorrt_rtx
 from slimc.backends.choose import open_session
 from slimc.backends.engine_file import SUFFIX, EngineFacts, facts_path, write_facts
 from slimc.backends.fusion import Kernel, attention_sites, summarise
 from slimc.backends.tensorrt_common import Plan, library_version
-from slimc.compiler.export import Step, export, silent
-from slimc.compiler.options import ExportOptions
+from slimc.compiler.export import export
+from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
 from slimc.emit.precision import TOLERANCE, Precision, break_attention_fusion, to_half
 from slimc.errors import MismatchError, MissingError, OptionError
 from slimc.evaluate.logits import Comparison
+from slimc.evaluate.progress import Progress, silent
 from slimc.evaluate.selections import Choices, compare_with
 from slimc.files.metadata import read_metadata
-from slimc.files.output import check_writable, replacing
+from slimc.files.output import check_output, replacing
 from slimc.files.reference import read_reference, reference_path
-from slimc.models.options import ModelOptions
+from slimc.files.version import VERSION
+from slimc.models.system import Network
 from slimc.targets.target import find_target
 
 
@@ -50,7 +51,7 @@ class EngineReport:
     `comparison` is of the engine with the reference, none for the reason `unchecked`: no GPU, no reference, or not
     wanted. `exported_for` is the target of the ONNX model. `graph_comparison` is of the half-precision graph, run by ONNX
     Runtime on the CPU before anything is built; `agreement` tells how far that graph keeps the reference's patches or
-    decides alike, where it does such things.
+    decides alike, where it does such things. `replaced` are files that were there before.
     """
 
     engine: Path
@@ -60,6 +61,7 @@ class EngineReport:
     graph_comparison: Comparison | None
     exported_for: str
     agreement: Choices | None = None
+    replaced: tuple[Path, ...] = ()
 
 
 def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
@@ -91,7 +93,7 @@ def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
     return tensorrt_rtx
 
 
-def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Step = silent) -> EngineReport:
+def build_engine(model: Path, output: Path, options: EngineOptions, *, progress: Progress = silent) -> EngineReport:
     """Build the engine `output` and its JSON from the ONNX `model` that slimc wrote.
 
     Where the machine has a GPU and there is a reference beside the model, the engine is compared with it before anything
@@ -103,9 +105,7 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         MissingError: no TensorRT, or no GPU where it needs one.
         MismatchError: the engine computes something else than the reference says.
     """
-    check_writable(output)
-    if output.suffix != SUFFIX:
-        raise OptionError(f"--output: {output} does not end in {SUFFIX}, by which the other commands know an engine")
+    check_output(output, (SUFFIX,))
     metadata = read_metadata(model)
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, metadata.target)
@@ -114,17 +114,17 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         raise OptionError(f"{model}: was exported for CPUs; an engine wants slimc export --target {wanted}")
     with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
         typed = Path(directory) / model.name
-        with step(f"writing {model.name} in {options.precision}"):
+        with progress(f"writing {model.name} in {options.precision}"):
             graph, precision, kept = _typed_model(model, typed, options)
         graph_comparison, agreement = None, None
         if options.verify and precision != "fp32" and reference_path(model).is_file() and ort.is_installed():
-            with step("comparing the graph with the reference"):
+            with progress("comparing the graph with the reference"):
                 graph_comparison, agreement = _check(typed, reference_path(model), precision, output)
-        with step(f"building for {', '.join(targets) or 'SM80 and newer'}"):
+        with progress(f"building for {', '.join(targets) or 'SM80 and newer'}"):
             plan: Plan = backend.build_plan(typed, targets, model)
     kernels: tuple[Kernel, ...] = backend.read_kernels(model, plan)
     facts = EngineFacts(
-        slimc=__version__,
+        slimc=VERSION,
         backend=backend.NAME,
         version=library_version(backend.library()),
         targets=targets,
@@ -140,8 +140,8 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, step: Ste
         blocks=summarise(kernels, attention_sites(graph)),
         kept_float32=kept,
     )
-    comparison, unchecked = _finish(model, output, plan, facts, options, step)
-    return EngineReport(output, facts, comparison, unchecked, graph_comparison, metadata.target, agreement)
+    comparison, unchecked, replaced = _finish(model, output, plan, facts, options, progress)
+    return EngineReport(output, facts, comparison, unchecked, graph_comparison, metadata.target, agreement, replaced)
 
 
 def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:
@@ -170,13 +170,14 @@ def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.
 
 
 def _finish(
-    model: Path, output: Path, plan: Plan, facts: EngineFacts, options: EngineOptions, step: Step
-) -> tuple[Comparison | None, str]:
-    """Check the plan where that can be done, and write it, its JSON and the reference together."""
+    model: Path, output: Path, plan: Plan, facts: EngineFacts, options: EngineOptions, progress: Progress
+) -> tuple[Comparison | None, str, tuple[Path, ...]]:
+    """Check the plan where that can be done, and write it, its JSON and the reference together; also what was replaced."""
     reference, copied = reference_path(model), reference_path(output)
     targets = [output, facts_path(output)]
     if reference.is_file() and reference.resolve() != copied.resolve():
         targets.append(copied)
+    replaced = tuple(path for path in targets if path.exists())
     with replacing(*targets) as temporary:
         temporary[0].write_bytes(plan.data)
         write_facts(temporary[1], facts)
@@ -185,9 +186,9 @@ def _finish(
         unchecked = _why_unchecked(reference, options, facts.targets)
         comparison = None
         if not unchecked:
-            with step("comparing with the reference"):
+            with progress("comparing with the reference"):
                 comparison, _ = _check(temporary[0], reference, facts.precision, output)
-    return comparison, unchecked
+    return comparison, unchecked, replaced
 
 
 def _why_unchecked(reference: Path, options: EngineOptions, targets: tuple[str, ...]) -> str:
@@ -224,22 +225,20 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def build_from_checkpoint(
-    checkpoint: Path,
+def build_from_network(
+    network: Network,
     output: Path,
     options: EngineOptions,
-    model_options: ModelOptions,
     *,
     batch_size: int = 1,
-    ema: bool | None = None,
-    step: Step = silent,
+    progress: Progress = silent,
 ) -> EngineReport:
-    """Export `checkpoint` for the first target and build an engine from that; see `build_engine`."""
-    check_writable(output)
+    """Export `network` for the first target and build an engine from that; see `build_engine`."""
+    check_output(output, (SUFFIX,))
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, "")
     with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
         model = Path(directory) / f"{output.stem}.onnx"
-        exported = ExportOptions(batch_size=batch_size, target=find_target((*targets, "sm80")[0]))
-        export(checkpoint, model, model_options, exported, ema=ema, step=step)
-        return build_engine(model, output, options, step=step)
+        how = CompileOptions(batch_size=batch_size, target=find_target((*targets, "sm80")[0]))
+        export(network, model, how, progress=progress)
+        return build_engine(model, output, options, progress=progress)

@@ -1,4 +1,4 @@
-"""What a network decided for a set of images, and what follows from it: settled gates, capacities, MACs.
+"""What follows from what a network decided for a set of images: settled gates, capacities, MACs.
 
 AdaViT decides for each image which branches, heads and tokens run. Over a calibration set that tells which gates never or
 always are on, and how many patches a block needs; over any set it tells what an image costs.
@@ -7,7 +7,7 @@ always are on, and how many patches a block needs; over any set it tells what an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,36 +15,14 @@ import numpy as np
 
 from slimc import ir
 from slimc.errors import OptionError
-from slimc.ir import BoolArray, FloatArray, IndexArray
+from slimc.ir import BoolArray, IndexArray
+from slimc.ir.gate_usage import BlockUsage, Usage, patches_used
 from slimc.passes.remove_settled_gates import Settled
 from slimc.targets.count import branch_macs, classifier_macs, embedding_macs
 from slimc.targets.target import Target
 
 # A gather and a scatter a block cost about what 5 % of its rows do; a capacity that saves less is left out.
 _WORTHWHILE = 0.95
-
-
-@dataclass(frozen=True, eq=False)
-class BlockUsage:
-    """What one block decided on n images: attention [n], mlp [n], heads [n, H], tokens [n, N], prefix rows first."""
-
-    attention: BoolArray
-    mlp: BoolArray
-    heads: BoolArray
-    tokens: BoolArray
-
-    @property
-    def runs(self) -> BoolArray:
-        """Whether any branch ran [n]: only then did heads and tokens matter."""
-        return self.attention | self.mlp
-
-
-@dataclass(frozen=True, eq=False)
-class Usage:
-    """What every block decided; `margin` [n] is each image's least distance of a logit from its threshold."""
-
-    blocks: tuple[BlockUsage, ...]
-    margin: FloatArray
 
 
 @dataclass(frozen=True)
@@ -64,15 +42,6 @@ class Limits:
         """The limits that `to_json` gave."""
         settled = tuple(Settled(attention, mlp, tuple(heads)) for attention, mlp, heads in values["settled"])
         return Limits(settled, tuple(values["capacities"]))
-
-
-def join(parts: Sequence[Usage]) -> Usage:
-    """The usage of several sets of images, one after the other."""
-    blocks = []
-    for same in zip(*(part.blocks for part in parts), strict=True):
-        fields = ("attention", "mlp", "heads", "tokens")
-        blocks.append(BlockUsage(*(np.concatenate([getattr(block, field) for block in same]) for field in fields)))
-    return Usage(tuple(blocks), np.concatenate([part.margin for part in parts]))
 
 
 def limits_of(usage: Usage, model: ir.Model, quantile: float) -> Limits:
@@ -127,12 +96,6 @@ def _capacity(block: ir.Block, used: BlockUsage, prefix: int, quantile: float) -
     counts = patches_used(used, prefix)
     capacity = max(1, int(np.quantile(counts, quantile, method="higher")))
     return capacity if capacity <= _WORTHWHILE * patches else None
-
-
-def patches_used(used: BlockUsage, prefix: int) -> IndexArray:
-    """Patches that every image uses in a block [n]; none where no branch runs."""
-    counts: IndexArray = np.where(used.runs, used.tokens[:, prefix:].sum(1), 0)
-    return counts
 
 
 def exact_images(usage: Usage, model: ir.Model, limits: Limits) -> BoolArray:

@@ -1,31 +1,31 @@
-"""From a checkpoint file to a model that is understood: picks the front end of its system."""
+"""From a checkpoint file to a network that is understood."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from slimc.errors import CheckpointError
-from slimc.files.checkpoint import Checkpoint, read_checkpoint
-from slimc.models.options import ModelOptions, SearchedModel
+from slimc.files.checkpoint import choose_weights, read_checkpoint
+from slimc.models.system import Network
+from slimc.models.systems import recognise
 
 
-def load(path: Path, options: ModelOptions, *, ema: bool | None = None) -> tuple[Checkpoint, SearchedModel]:
-    """Read the checkpoint at `path` and understand it.
+def load_network(path: Path, options: Mapping[str, Any] | None = None, *, ema: bool | None = None) -> Network:
+    """Read the checkpoint at `path`, recognise its system and understand it.
+
+    Args:
+        path: a zip or legacy torch file, or safetensors.
+        options: what the system's options say (`slimc.models.options`), by name; those that are None were not given.
+        ema: take the averaged weights; None leaves it to the system: AdaViT's released evaluation takes them where they
+            are, the others never do.
 
     Raises:
-        CheckpointError, BudgetError, OptionError: see `slimc.files.checkpoint` and the front ends.
+        CheckpointError: the file is missing, damaged, holds something else, or is of no known system.
+        BudgetError, OptionError: an option is missing, cannot be used, or is not one of the system.
+        MissingError: torch or safetensors is not on this machine.
     """
-    checkpoint = read_checkpoint(path, ema=ema)
-    if checkpoint.system == "vit_slim":
-        from slimc.models import vit_slim
-
-        return checkpoint, vit_slim.load(checkpoint, options)
-    if checkpoint.system == "dynamic_vit":
-        from slimc.models import dynamic_vit
-
-        return checkpoint, dynamic_vit.load(checkpoint, options)
-    if checkpoint.system == "ada_vit":
-        from slimc.models import ada_vit
-
-        return checkpoint, ada_vit.load(checkpoint, options)
-    raise CheckpointError(f"{path}: {checkpoint.system} checkpoints cannot be compiled yet")
+    checkpoint = read_checkpoint(path)
+    system = recognise(checkpoint)
+    checkpoint = choose_weights(checkpoint, ema, averaged=system.averaged)
+    return system.load(checkpoint, system.read_options(options or {}))

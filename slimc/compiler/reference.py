@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from slimc import ir
-from slimc.compiler.limits import Limits, Usage, exact_images, graph_decisions, join
-from slimc.compiler.options import ExportOptions
-from slimc.files.checkpoint import Checkpoint
+from slimc.compiler.limits import Limits, exact_images, graph_decisions
+from slimc.evaluate.progress import Advance
 from slimc.files.images import load_images, seeded_images
 from slimc.files.reference import Reference
 from slimc.ir import FloatArray
-from slimc.models.options import SearchedModel
+from slimc.ir.gate_usage import join
+from slimc.models.system import Network, Trace, Variant, run_plainly
 
 if TYPE_CHECKING:
     import torch
-
-    from slimc.models.options import Select
 
 SEED = 0
 _INPUTS = 4
@@ -29,70 +28,77 @@ _CANDIDATES = 3
 
 
 def make_reference(
-    checkpoint: Checkpoint,
-    searched: SearchedModel,
-    options: ExportOptions,
+    network: Network,
+    variant: Variant,
+    batch_size: int,
+    tolerance: float,
     files: list[Path],
-    limits: Limits | None = None,
+    limits: Limits | None,
+    advance: Advance,
 ) -> Reference:
-    """What the PyTorch network makes of seeded inputs and of the images in `files`.
+    """What the PyTorch network makes of seeded inputs, at least `_INPUTS` in whole batches, and of the images in `files`.
 
-    Where it decides for each image what runs, also which images a network with `limits` decides alike on.
+    Where it decides for each image what runs, also which images a network with `limits` decides alike on. `tolerance` is
+    recorded.
     """
-    import torch
-
-    count_seeded = -(-_INPUTS // options.batch_size) * options.batch_size
-    images = seeded_images(count_seeded, searched.masked.image, SEED)
-    network = searched.network("dense" if options.variant == "dense" else "masked")
-    select, observe = (searched.select, searched.observe) if options.variant != "dense" else (None, None)
-    if select is not None:
-        images = _surest(network, select, seeded_images(_CANDIDATES * count_seeded, searched.masked.image, SEED))
+    count_seeded = -(-_INPUTS // batch_size) * batch_size
+    pytorch = network.pytorch("dense" if variant == "dense" else "masked")
+    trace = run_plainly if variant == "dense" else network.trace
+    images = seeded_images(count_seeded, network.masked.image, SEED)
+    if network.selects and variant != "dense":
+        candidates = seeded_images(_CANDIDATES * count_seeded, network.masked.image, SEED)
+        images = _surest(candidates, _run(pytorch, trace, candidates, lambda *_: None))
     if files:
-        images = np.concatenate([images, load_images(files, searched.masked.image, searched.preprocessing)])
-    kept: list[tuple[torch.Tensor, ...]] = []
-    margins: list[float] = []
-    used: list[Usage] = []
-    decisions: dict[str, ir.BoolArray] = {}
-    logits: list[torch.Tensor] = []
-    with torch.inference_mode():
-        for piece in torch.split(torch.from_numpy(images), _CHUNK):
-            if select is not None:
-                output, stages, sure = select(network, piece)
-                kept.append(stages)
-                margins += sure.tolist()
-            elif observe is not None:
-                output, usage = observe(network, piece)
-                used.append(usage)
-            else:
-                output = network(piece)
-            logits.append(output)
+        images = np.concatenate([images, load_images(files, network.masked.image, network.preprocessing)])
+    traces = _run(pytorch, trace, images, advance)
     facts: dict[str, Any] = {
-        "source_sha256": checkpoint.sha256,
-        "variant": options.variant,
+        "source_sha256": network.sha256,
+        "variant": variant,
         "seed": SEED,
         "seeded": count_seeded,
-        "tolerance": options.tolerance,
+        "tolerance": tolerance,
     }
+    margins = [margin for found in traces if found.margins is not None for margin in found.margins.tolist()]
     if margins:
         facts["margins"] = margins
+    decisions: dict[str, ir.BoolArray] = {}
+    used = [found.usage for found in traces if found.usage is not None]
     if used:
         usage = join(used)
-        exact = np.ones(len(images), bool) if limits is None else exact_images(usage, searched.masked, limits)
+        exact = np.ones(len(images), bool) if limits is None else exact_images(usage, network.masked, limits)
         facts["exact"] = exact.tolist()
-        decisions = graph_decisions(usage, searched.masked, limits)
-    chosen = tuple(torch.cat(stage).numpy() for stage in zip(*kept, strict=True))
-    return Reference(images, torch.cat(logits).numpy(), facts, chosen, decisions)
+        decisions = graph_decisions(usage, network.masked, limits)
+    stages = zip(*(found.kept for found in traces), strict=True)
+    kept = tuple(np.concatenate([part.numpy() for part in stage]) for stage in stages)
+    logits = np.concatenate([found.logits.numpy() for found in traces])
+    return Reference(images, logits, facts, kept, decisions, tuple(files))
 
 
-def _surest(network: torch.nn.Module, select: Select, images: FloatArray) -> FloatArray:
+def _run(
+    pytorch: torch.nn.Module,
+    trace: Callable[[torch.nn.Module, torch.Tensor], Trace],
+    images: FloatArray,
+    advance: Advance,
+) -> list[Trace]:
+    """Traces of `images`, a few at a time."""
+    import torch
+
+    traces = []
+    with torch.inference_mode():
+        for start in range(0, len(images), _CHUNK):
+            traces.append(trace(pytorch, torch.from_numpy(images[start : start + _CHUNK])))
+            advance(min(start + _CHUNK, len(images)), len(images))
+    return traces
+
+
+def _surest(images: FloatArray, traces: list[Trace]) -> FloatArray:
     """Of `images`, the share of one in `_CANDIDATES` on which the network's selections are the surest, in order.
 
     What half precision keeps of these is not in doubt, so an engine can be judged by them.
     """
     import torch
 
-    with torch.inference_mode():
-        margins = torch.cat([select(network, piece)[2] for piece in torch.split(torch.from_numpy(images), _CHUNK)])
+    margins = torch.cat([found.margins for found in traces if found.margins is not None])
     order = margins.argsort(descending=True, stable=True)
     return np.ascontiguousarray(images[np.sort(order[: len(images) // _CANDIDATES].numpy())])
 

@@ -2,125 +2,193 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from slimc.backends import cuda
 from slimc.backends.choose import open_session
+from slimc.compiler.compile import compile_network
+from slimc.compiler.engine import EngineOptions, build_engine
+from slimc.compiler.export import emit_onnx
+from slimc.compiler.load import load_network
+from slimc.compiler.options import CompileOptions
+from slimc.emit.file import write_model
 from slimc.emit.precision import Precision
 from slimc.errors import ModelFileError, OptionError
 from slimc.evaluate.latency import Subject
+from slimc.evaluate.progress import Progress
 from slimc.files.metadata import read_metadata
-from slimc.models.options import ModelOptions
+from slimc.models.system import Network, Variant
+from slimc.models.systems import decides
+from slimc.targets.target import Target, find_target
 
-if TYPE_CHECKING:
-    from slimc.compiler.export import Step
-
-VARIANTS = ("dense", "masked", "slim")
+VARIANTS: tuple[Variant, ...] = ("dense", "masked", "slim")
 _ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
+_ARTEFACTS = (".onnx", ".engine")
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What runs the networks, and what a checkpoint is compiled to. No target: what suits the back end."""
+    """What runs the networks, and what a checkpoint is compiled to.
+
+    Attributes:
+        backends: see `slimc.backends.choose`; for checkpoints also tensorrt and tensorrt-rtx.
+        threads: of one inference on a CPU; none leaves the choice to the back end.
+        batch_sizes: what checkpoints are compiled for; none given is 1.
+        target: what checkpoints are compiled for; none takes what suits the back end.
+        tuning: what ``slimc tune`` measured, for checkpoints.
+        precision: of checkpoints' products; none is float32.
+        model_options: what checkpoints do not say themselves (`slimc.models.options`).
+        ema: take checkpoints' averaged weights; none leaves it to their system.
+    """
 
     backends: tuple[str, ...] = ("auto",)
     threads: int | None = None
     batch_sizes: tuple[int, ...] = ()
     target: str | None = None
     tuning: Path | None = None
-    precision: Precision = "fp32"
-    model_options: ModelOptions = field(default_factory=ModelOptions)
+    precision: Precision | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
     ema: bool | None = None
 
 
-def subjects(paths: Sequence[Path], options: BenchOptions, directory: Path, step: Step) -> list[Subject]:
+def subjects(paths: Sequence[Path], options: BenchOptions, directory: Path, progress: Progress) -> list[Subject]:
     """Sessions for `paths`; what a checkpoint is compiled to lies in `directory`.
 
     Raises:
         UserError: a file or option cannot be used, or a back end is missing.
     """
+    _check_options(paths, options)
     if set(options.backends) & set(_ENGINE_BACKENDS):
         cuda.require_gpu()
     found: list[Subject] = []
     for number, path in enumerate(paths):
-        if path.suffix in (".onnx", ".engine"):
-            if options.batch_sizes:
-                raise OptionError(
-                    f"--batch-size: the shapes of {path} are static; only checkpoints are compiled for it"
-                )
+        if path.suffix in _ARTEFACTS:
             found.extend(_artefact(path, backend, options) for backend in options.backends)
-        else:
-            folder = directory / str(number)
-            folder.mkdir()
-            for size in options.batch_sizes or (1,):
-                for backend in options.backends:
-                    found.extend(_checkpoint(path, backend, size, options, folder, step))
+            continue
+        folder = directory / str(number)
+        folder.mkdir()
+        with progress(f"reading {path.name}"):
+            network = load_network(path, options.model_options, ema=options.ema)
+        for size in options.batch_sizes or (1,):
+            for backend in options.backends:
+                found.extend(_checkpoint(network, backend, size, options, folder, progress))
     return found
 
 
+def _check_options(paths: Sequence[Path], options: BenchOptions) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        OptionError: one of them says how to compile checkpoints, and there is none; or how many threads to use, and nothing
+            runs on a CPU.
+    """
+    artefacts = [path for path in paths if path.suffix in _ARTEFACTS]
+    compiling: dict[str, object] = {
+        "--batch-size": options.batch_sizes,
+        "--target": options.target,
+        "--tuning": options.tuning,
+        "--precision": options.precision,
+        "--ema": options.ema,
+        **{f"--{name.replace('_', '-')}": value for name, value in options.model_options.items()},
+    }
+    given = [name for name, value in compiling.items() if value not in (None, ())]
+    if given and len(artefacts) == len(paths):
+        raise OptionError(f"{given[0]}: says how to compile a checkpoint; {artefacts[0]} is compiled already")
+    if options.batch_sizes and artefacts:
+        raise OptionError(
+            f"--batch-size: the shapes of {artefacts[0]} are static; only checkpoints are compiled for it"
+        )
+    on_cpu = any(backend in ("auto", "onnxruntime") or backend.startswith("openvino") for backend in options.backends)
+    if options.threads is not None and (not on_cpu or all(path.suffix == ".engine" for path in paths)):
+        raise OptionError("--threads: are those of a CPU, and nothing here runs on one")
+
+
 def _artefact(path: Path, backend: str, options: BenchOptions) -> Subject:
-    session = open_session(path, backend, threads=options.threads)
+    session = open_session(path, backend, threads=None if path.suffix == ".engine" else options.threads)
     name = f"{path.name} [{session.backend}]"
     if path.suffix == ".engine":
-        return Subject(name, session)
+        from slimc.backends.engine_file import read_engine
+
+        _, facts = read_engine(path)
+        return Subject(
+            name=name,
+            session=session,
+            variant=facts.variant,
+            precision=facts.precision,
+            target=",".join(facts.targets),
+            label=path.name,
+        )
     try:
         metadata = read_metadata(path)
     except ModelFileError:  # a model of somebody else is timed all the same
-        return Subject(name, session)
-    family = f"{metadata.source_sha256[:8]}, batch {session.inputs[0].shape[0]} [{session.backend}]"
-    return Subject(name, session, family, metadata.variant, _fixed_macs(metadata.system, metadata.slim.macs))
-
-
-def _fixed_macs(system: str, macs: int) -> int | None:
-    """MACs that every image costs; none for AdaViT, whose graphs compute what an image asks for and no more."""
-    return None if system == "ada_vit" else macs
+        return Subject(name, session, threads=options.threads, label=path.name)
+    return Subject(
+        name=name,
+        session=session,
+        family=f"{metadata.source_sha256[:8]}, batch {session.inputs[0].shape[0]} [{session.backend}]",
+        variant=metadata.variant,
+        macs=None if decides(metadata.system) else metadata.slim.macs,
+        precision=metadata.precision,
+        target=metadata.target,
+        threads=options.threads,
+        label=path.name,
+    )
 
 
 def _checkpoint(
-    path: Path, backend: str, batch_size: int, options: BenchOptions, folder: Path, step: Step
+    network: Network, backend: str, batch_size: int, options: BenchOptions, folder: Path, progress: Progress
 ) -> list[Subject]:
     """The three networks of a checkpoint on one back end, one of which slimc made small."""
+    builds = backend in _ENGINE_BACKENDS
+    name = options.target or ("sm80" if builds or "cuda" in backend else "cpu")
+    target = find_target(name, threads=options.threads if name == "cpu" else None, tuning=options.tuning)
     found = []
     for variant in VARIANTS:
-        with step(f"compiling {path.name}, {variant}, batch {batch_size}"):
-            model, macs = _compiled(path, variant, backend, batch_size, options, folder)
-        session = open_session(model, backend if model.suffix == ".onnx" else "auto", threads=options.threads)
-        name = f"{path.stem} {variant}, batch {batch_size}"
-        family = f"{path.stem}, batch {batch_size} [{session.backend}]"
-        found.append(Subject(f"{name} [{session.backend}]", session, family, variant, macs))
+        label = f"{network.path.stem} {variant}, batch {batch_size}"
+        with progress(f"compiling {label}"):
+            model, macs = _compiled(network, variant, backend, batch_size, target, options, folder)
+        session = open_session(
+            model, backend if model.suffix == ".onnx" else "auto", threads=None if builds else options.threads
+        )
+        found.append(
+            Subject(
+                name=f"{label} [{session.backend}]",
+                session=session,
+                family=f"{network.path.stem}, batch {batch_size} [{session.backend}]",
+                variant=variant,
+                macs=macs,
+                precision=options.precision or "fp32",
+                target=target.name,
+                threads=options.threads,
+                label=f"{network.path.stem} {variant}",
+            )
+        )
     return found
 
 
 def _compiled(
-    path: Path, variant: str, backend: str, batch_size: int, options: BenchOptions, folder: Path
+    network: Network,
+    variant: Variant,
+    backend: str,
+    batch_size: int,
+    target: Target,
+    options: BenchOptions,
+    folder: Path,
 ) -> tuple[Path, int | None]:
     """The ONNX model or engine of one variant, and its multiply-accumulates per image where all cost the same."""
-    from slimc.compiler.export import compile_checkpoint, emit_onnx
-    from slimc.compiler.options import ExportOptions
-    from slimc.emit.file import write_model
-    from slimc.targets.target import find_target
-
-    builds = backend in _ENGINE_BACKENDS
-    name = options.target or ("sm80" if builds or "cuda" in backend else "cpu")
-    target = find_target(name, threads=options.threads, tuning=options.tuning)
-    export = ExportOptions(
-        variant=variant,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        target=target,
-        precision="fp32" if builds else options.precision,
-    )
-    model = folder / f"{variant}-{batch_size}-{target.name}-{export.precision}.onnx"
-    compiled, _ = compile_checkpoint(path, options.model_options, export, ema=options.ema)
-    macs = _fixed_macs(compiled.searched.system, compiled.slim.macs)
+    builds, precision = backend in _ENGINE_BACKENDS, options.precision or "fp32"
+    written: Precision = "fp32" if builds else precision
+    how = CompileOptions(variant=variant, batch_size=batch_size, target=target, precision=written)
+    model = folder / f"{variant}-{batch_size}-{target.name}-{written}.onnx"
+    compiled = compile_network(network, how)
+    macs = None if network.system.decides else compiled.slim.macs
     if not model.exists():
-        write_model(emit_onnx(compiled, export), model)
+        write_model(emit_onnx(compiled), model)
     if not builds:
         return model, macs
-    from slimc.compiler.engine import EngineOptions, build_engine
-
     engine = model.with_suffix(".engine")
-    build_engine(model, engine, EngineOptions(backend, precision=options.precision))
+    build_engine(model, engine, EngineOptions(backend, precision=precision))
     return engine, macs

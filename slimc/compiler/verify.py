@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,8 @@ from slimc.evaluate.logits import Comparison
 from slimc.evaluate.selections import Choices, compare_with, run_selected
 from slimc.files.images import image_files, load_images, seeded_images
 from slimc.files.reference import Reference, read_reference, reference_path
-from slimc.models.options import ModelOptions, Variant
+from slimc.models.system import Variant
+from slimc.models.systems import decides
 
 _SEED = 0
 _INPUTS = 4
@@ -37,7 +40,8 @@ class Artefact:
 class Verdict:
     """The outcome for one artefact; without a comparison, `failure` says why nothing could be compared.
 
-    `agreement` tells how far kept patches or decisions are those of the reference, for a model that makes any.
+    `agreement` tells how far kept patches or decisions are those of the reference, for a model that makes any. `worst_file`
+    is the image that the worst input is; none where that is a seeded one.
     """
 
     artefact: Artefact
@@ -45,6 +49,7 @@ class Verdict:
     comparison: Comparison | None
     failure: str = ""
     agreement: Choices | None = None
+    worst_file: Path | None = None
 
     @property
     def passed(self) -> bool:
@@ -56,12 +61,13 @@ class Verdict:
 class Against:
     """What to compare with: a reference, a float32 model or a checkpoint; none for the reference beside the artefact.
 
-    `data` is a folder of further images, whose answers only a model or a checkpoint can give.
+    `data` is a folder of further images, whose answers only a model or a checkpoint can give. `model_options` and `ema` say
+    about a checkpoint what it does not say itself (`slimc.models.options`).
     """
 
     path: Path | None = None
     data: Path | None = None
-    model_options: ModelOptions = field(default_factory=ModelOptions)
+    model_options: Mapping[str, Any] = field(default_factory=dict)
     ema: bool | None = None
 
 
@@ -120,7 +126,7 @@ def verify(
         )
     except MismatchError as error:
         return Verdict(artefact, name, None, str(error))
-    return Verdict(artefact, name, found, agreement=agreement)
+    return Verdict(artefact, name, found, agreement=agreement, worst_file=reference.file_of(found.worst_input))
 
 
 def expected(artefact: Artefact, against: Against) -> Reference:
@@ -131,6 +137,11 @@ def expected(artefact: Artefact, against: Against) -> Reference:
         OptionError: a folder of images was given, but nothing that knows the answers.
     """
     source = against.path
+    if source is None or source.suffix in (".npz", ".onnx"):
+        said = {"ema": against.ema, **against.model_options}
+        given = [name for name, value in said.items() if value is not None]
+        if given:
+            raise OptionError(f"--{given[0].replace('_', '-')}: says how to load a checkpoint; give it with --against")
     if source is None or source.suffix == ".npz":
         if against.data is not None:
             raise OptionError(
@@ -162,25 +173,24 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
     images = seeded_images(_INPUTS, metadata.structure.image, _SEED)
     if files:
         images = np.concatenate([images, load_images(files, metadata.structure.image, metadata.preprocessing)])
-    if metadata.system == "ada_vit":
+    if decides(metadata.system):
         raise OptionError(f"--against: {source} decides for each image; expected its checkpoint or a reference")
     if metadata.structure.selecting:
         selected = run_selected(source, images)
-        return Reference(images, selected.logits, {}, selected.kept)
-    return Reference(images, run_images(open_session(source), images, str(source)), {})
+        return Reference(images, selected.logits, {}, selected.kept, files=tuple(files))
+    return Reference(images, run_images(open_session(source), images, str(source)), {}, files=tuple(files))
 
 
 def _from_checkpoint(artefact: Artefact, source: Path, against: Against) -> Reference:
-    from slimc.compiler import load as frontend
-    from slimc.compiler.options import ExportOptions
+    from slimc.compiler.load import load_network
     from slimc.compiler.reference import make_reference
 
     files = [] if against.data is None else image_files(against.data)
-    checkpoint, searched = frontend.load(source, against.model_options, ema=against.ema)
+    network = load_network(source, against.model_options, ema=against.ema)
     variant: Variant = "dense" if artefact.variant == "dense" else "masked"
-    _same_model(artefact, source, checkpoint.sha256, variant)
-    limits = _limits(artefact) if searched.observe is not None else None
-    return make_reference(checkpoint, searched, ExportOptions(variant=variant), files, limits)
+    _same_model(artefact, source, network.sha256, variant)
+    limits = _limits(artefact) if network.system.decides else None
+    return make_reference(network, variant, 1, TOLERANCE["fp32"], files, limits, lambda *_: None)
 
 
 def _limits(artefact: Artefact) -> Limits | None:

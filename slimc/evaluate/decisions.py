@@ -13,7 +13,7 @@ are those numbered by ``<block>.token_select.kept``. On a copy of the graph they
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -87,7 +87,7 @@ def compare_decided(
         raise MismatchError(f"{source or path}: nothing was compared: none of {len(exact)} images is within its limits")
     if path.suffix != ".onnx":
         logits = run_images(open_model(path), reference.images, source or str(path))
-        return compare(logits[exact], reference.logits[exact], tolerance), None
+        return _numbered(compare(logits[exact], reference.logits[exact], tolerance), exact), None
     logits, decided = run_deciding(path, reference, open_model)
     same = {name: decided[name] == reference.decisions[name] for name in decided}
     share = float(np.mean(np.concatenate([equal[exact].ravel() for equal in same.values()]))) if same else 1.0
@@ -101,10 +101,15 @@ def compare_decided(
     judged = logits.copy()
     if len(given):
         judged[given] = _run_given(path, reference, given, open_model)
-    found = compare(judged[exact], reference.logits[exact], tolerance)
+    found = _numbered(compare(judged[exact], reference.logits[exact], tolerance), exact)
     difference = np.abs(logits[~exact] - reference.logits[~exact])
     worst = float(difference.max() / found.spread) if difference.size else None
     return found, Exactness(len(exact), int(exact.sum()), int((exact & alike).sum()), share, worst)
+
+
+def _numbered(found: Comparison, exact: BoolArray) -> Comparison:
+    """`found`, which is over the inputs that are `exact`, with its worst input counted among all."""
+    return replace(found, worst_input=int(np.flatnonzero(exact)[found.worst_input]))
 
 
 def _kept_name(name: str) -> str:

@@ -7,6 +7,7 @@ events around a graph launch, as trtexec does, without transfers; on a CPU by th
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slimc.backends import cores
 from slimc.backends.base import Session, Timer, Timing, image_input
 from slimc.errors import OptionError
+from slimc.evaluate.progress import Progress, silent
 from slimc.files.images import seeded_images
 from slimc.ir import FloatArray
 
@@ -29,13 +32,29 @@ _ENQUEUE_SHARE = 0.8  # trtexec's limit for "the host cannot keep up"
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network to time. `family` is shared by variants of one checkpoint on one back end; `macs` are per image."""
+    """A network to time.
+
+    Attributes:
+        name: tells it from the others.
+        label: what tells it from others on the same back end, for tables.
+        session: runs it.
+        family: what variants of one checkpoint on one back end share.
+        variant: "dense", "masked" or "slim"; empty where nobody knows.
+        macs: multiply-accumulates an image; none where they depend on it or nobody knows them.
+        precision: of its products, such as "fp32"; empty where nobody knows.
+        target: what it was compiled for; empty where nobody knows.
+        threads: of one inference; none where the back end chooses.
+    """
 
     name: str
     session: Session
     family: str = ""
     variant: str = ""
     macs: int | None = None
+    precision: str = ""
+    target: str = ""
+    threads: int | None = None
+    label: str = ""
 
     @property
     def batch_size(self) -> int:
@@ -71,18 +90,27 @@ class Measurement:
         """Images a second at the median latency."""
         return self.subject.batch_size / self.median
 
-    def summary(self) -> dict[str, float | int | str | None]:
-        """The figures as plain values; times in milliseconds."""
+    def tail(self, share: float) -> float | None:
+        """`percentile`, where there are enough inferences to tell: at least one beyond it is to be expected."""
+        return self.percentile(share) if len(self.latencies) * (100 - share) >= 100 else None
+
+    def summary(self, first: Measurement) -> dict[str, float | int | str | None]:
+        """The figures as plain values, times in milliseconds; `ratio` is the latency over that of `first`."""
+        p90, p99 = self.tail(90), self.tail(99)
         return {
             "name": self.subject.name,
             "backend": self.subject.session.backend,
             "variant": self.subject.variant or None,
+            "precision": self.subject.precision or None,
+            "target": self.subject.target or None,
+            "threads": self.subject.threads,
             "batch_size": self.subject.batch_size,
             "macs": self.subject.macs,
+            "ratio": 1 / ratio(first, self).median,
             "median_ms": self.median * 1e3,
             "mean_ms": float(self.latencies.mean()) * 1e3,
-            "p90_ms": self.percentile(90) * 1e3,
-            "p99_ms": self.percentile(99) * 1e3,
+            "p90_ms": None if p90 is None else p90 * 1e3,
+            "p99_ms": None if p99 is None else p99 * 1e3,
             "min_ms": float(self.latencies.min()) * 1e3,
             "variation": self.variation,
             "images_per_second": self.throughput,
@@ -110,26 +138,46 @@ class Realised:
     share: float | None
 
 
-def measure(subjects: Sequence[Subject], seconds: float, *, min_rounds: int = MIN_ROUNDS) -> list[Measurement]:
-    """Time `subjects` in interleaved rounds for about `seconds` each, and for at least `min_rounds` rounds.
+def measure(
+    subjects: Sequence[Subject], seconds: float, *, min_rounds: int = MIN_ROUNDS, progress: Progress = silent
+) -> list[Measurement]:
+    """Time `subjects` in interleaved rounds for about `seconds` each, warming up included.
+
+    Rounds are short enough for `min_rounds` of them; where a single inference takes longer than such a round, there are
+    fewer. There is one in any case.
 
     Raises:
         OptionError: there is nothing to time, or no time to do it in.
     """
-    if not subjects or seconds <= 0:
-        raise OptionError(f"--seconds: {seconds} for {len(subjects)} networks; expected more than 0")
+    check_seconds(seconds)
+    if not subjects:
+        raise OptionError("there is nothing to time; expected a model, an engine or a checkpoint")
+    total = seconds * len(subjects)
+    start = time.perf_counter()
     timers = [_timer(subject) for subject in subjects]
-    counts = [_warm_up(timer) for timer in timers]
-    timings: list[list[list[Timing]]] = [[] for _ in subjects]
-    end = time.perf_counter() + seconds * len(subjects)
-    number = 0
-    while number < min_rounds or time.perf_counter() < end:
-        for offset in range(len(subjects)):
-            i = (number + offset) % len(subjects)
-            timers[i]()  # brings back into the caches what the others drove out
-            timings[i].append([timers[i]() for _ in range(counts[i])])
-        number += 1
+    with progress(f"timing {len(subjects)} networks, {seconds:g} s each") as advance:
+        warm_up = min(WARM_UP_SECONDS, seconds / 10)
+        counts = [_warm_up(timer, warm_up, seconds / (2 * min_rounds)) for timer in timers]
+        timings: list[list[list[Timing]]] = [[] for _ in subjects]
+        number = 0
+        while number == 0 or time.perf_counter() - start < total:
+            for offset in range(len(subjects)):
+                i = (number + offset) % len(subjects)
+                timers[i]()  # brings back into the caches what the others drove out
+                timings[i].append([timers[i]() for _ in range(counts[i])])
+                advance(min(round(1e3 * (time.perf_counter() - start)), round(1e3 * total)), round(1e3 * total))
+            number += 1
     return [_measurement(subject, rounds) for subject, rounds in zip(subjects, timings, strict=True)]
+
+
+def check_seconds(seconds: float) -> None:
+    """Find out before any work whether there is time.
+
+    Raises:
+        OptionError: `seconds` are no time.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise OptionError(f"--seconds: {seconds} are no time to measure in; expected more than 0")
 
 
 def _timer(subject: Subject) -> Timer:
@@ -138,13 +186,13 @@ def _timer(subject: Subject) -> Timer:
     return subject.session.timer({spec.name: images.astype(spec.dtype)})
 
 
-def _warm_up(timer: Timer) -> int:
-    """Run for a while; the number of inferences that make up a round."""
+def _warm_up(timer: Timer, seconds: float, longest: float) -> int:
+    """Run for `seconds`; the number of inferences that make up a round, which is to take no longer than `longest`."""
     latencies: list[float] = []
-    end = time.perf_counter() + WARM_UP_SECONDS
+    end = time.perf_counter() + seconds
     while not latencies or time.perf_counter() < end:
         latencies.append(timer().latency)
-    return max(1, min(100, round(_ROUND_SECONDS / max(float(np.median(latencies)), 1e-6))))
+    return max(1, min(100, int(min(_ROUND_SECONDS, longest) / max(float(np.median(latencies)), 1e-6))))
 
 
 def _measurement(subject: Subject, rounds: Sequence[Sequence[Timing]]) -> Measurement:
@@ -194,6 +242,14 @@ def warnings(measurements: Sequence[Measurement]) -> list[str]:
 
 def load_warning() -> str | None:
     """Whether other processes keep this machine busy before anything is timed; none where they do not."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = cores.count()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return f"the machine is busy: load {load:.1f} on {cores} cores" if load > 0.5 * cores else None
+    return f"the machine is busy: load {load:.1f} on {usable} cores" if load > 0.5 * usable else None
+
+
+def thread_warning(threads: int | None) -> str | None:
+    """Whether `threads` are more than the cores that this process may use; none where they are not."""
+    usable = cores.count()
+    if threads is None or threads <= usable:
+        return None
+    return f"{threads} threads share {usable} core(s): a machine with as many takes other times"

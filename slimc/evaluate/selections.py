@@ -11,7 +11,7 @@ the graph that value is made an output, to be read, or an input, to be set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -95,7 +95,8 @@ def compare_with(
         return compare_decided(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
     judged = _beyond_doubt(reference, precision)
     images, logits = reference.images[judged], reference.logits[judged]
-    return compare(run_images(open_model(path), images, source), logits, tolerance), None
+    found = compare(run_images(open_model(path), images, source), logits, tolerance)
+    return replace(found, worst_input=int(np.flatnonzero(judged)[found.worst_input])), None
 
 
 def _beyond_doubt(reference: Reference, precision: str) -> BoolArray:

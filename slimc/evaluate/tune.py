@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +25,16 @@ import onnx_ir as oir
 from slimc import ir
 from slimc.backends import cores
 from slimc.backends.base import Timer
-from slimc.cli.doctor import processor
+from slimc.backends.host import processor
 from slimc.emit.model import emit
+from slimc.errors import OptionError
 from slimc.evaluate import cpu_timing
 from slimc.evaluate.cpu_timing import Backend
+from slimc.evaluate.progress import Advance, Progress
+from slimc.files.output import check_output
 from slimc.targets.costs import Kernel, MeasuredCosts, Work
 from slimc.targets.target import Target
-from slimc.targets.tuning import Tuning
+from slimc.targets.tuning import Tuning, write_tuning
 
 Float64 = npt.NDArray[np.float64]
 
@@ -103,8 +107,29 @@ def network(section: Section) -> ir.Model:
     )
 
 
-def measure_costs(backend: Backend, threads: int, advance: Callable[[float], None] = lambda _: None) -> Tuning:
-    """Measure the costs on this machine for `threads` threads; `advance` is told which share of the work is done.
+def tune(output: Path | None, *, threads: int, backend: str, progress: Progress) -> Tuning:
+    """Measure the costs on this machine for `threads` threads, and write them to `output`.
+
+    Raises:
+        OptionError: the back end is no CPU's, there are no threads, or `output` is no .json file.
+        OutputError: `output` cannot be written.
+        MissingError: the back end is not installed.
+    """
+    if backend not in get_args(Backend):
+        raise OptionError(f"--backend: {backend!r} is no CPU back end; expected {' or '.join(get_args(Backend))}")
+    if threads < 1:
+        raise OptionError(f"--threads: {threads} threads cannot run anything; expected at least 1")
+    if output is not None:
+        check_output(output, (".json",))
+    with progress(f"timing attentions, threads: {threads}") as advance:
+        tuning = measure_costs(backend, threads, advance)  # type: ignore[arg-type]
+    if output is not None:
+        write_tuning(tuning, output)
+    return tuning
+
+
+def measure_costs(backend: Backend, threads: int, advance: Advance) -> Tuning:
+    """Measure the costs on this machine for `threads` threads; `advance` is told how many of the rounds are done.
 
     Raises:
         MissingError: the back end is not installed.
@@ -123,7 +148,7 @@ def measure_costs(backend: Backend, threads: int, advance: Callable[[float], Non
             with cpu_timing.running(backend, cores.usable()):
                 for i in range(_ROUNDS):
                     times.append(_round(timers))
-                    advance((loading * _ROUNDS + i + 1) / (_LOADINGS * _ROUNDS))
+                    advance(loading * _ROUNDS + i + 1, _LOADINGS * _ROUNDS)
     microseconds = 1e6 * np.median(times, axis=0) / _BLOCKS
     costs, error = fit(chosen, microseconds, threads, parts)
     return Tuning(costs, operator, sessions[0].backend, processor(), len(chosen), error)

@@ -7,70 +7,72 @@ its own checksums first, so that a damaged file is an error and not another netw
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from slimc.errors import CheckpointError, MissingError, OptionError
+from slimc.files.digest import sha256
 
 if TYPE_CHECKING:
     import torch
 
-System = Literal["vit_slim", "dynamic_vit", "ada_vit"]
-
-ACCEPTED = (
-    "a .pth, .pth.tar, .pt or .safetensors file of ViT-Slim (keys blocks.i.attn.zeta and blocks.i.attn.patch_zeta), "
-    "DynamicViT (score_predictor.i) or AdaViT (blocks.i.attn.query with head_select, layer_select or token_select)"
-)
+ACCEPTED = "a .pth, .pth.tar, .pt or .safetensors checkpoint"
 _STATE_KEYS = ("model", "state_dict")
 _EMA_KEYS = ("model_ema", "state_dict_ema", "ema", "ema_state_dict")
-_CHUNK = 1 << 22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A state dict and what the training script saved beside it.
 
-    `state` has no ``module.`` prefix; `args` are the training script's arguments, empty where the file has none.
+    `state` has no ``module.`` prefix; `args` are the training script's arguments, empty where the file has none. `averaged`
+    are the averaged (EMA) weights, where the file has any beside `state`; `ema` says that `state` are such weights.
     """
 
     path: Path
     sha256: str
-    system: System
     state: Mapping[str, torch.Tensor]
     args: Mapping[str, Any]
-    ema: bool
+    averaged: Mapping[str, torch.Tensor] | None = None
+    ema: bool = False
 
 
-def read_checkpoint(path: Path, *, ema: bool | None = None) -> Checkpoint:
-    """Read the checkpoint at `path` and recognise its system.
-
-    Args:
-        path: a zip or legacy torch file, or safetensors.
-        ema: take the averaged weights; None leaves it to the system (AdaViT's released evaluation takes them where they
-            are, the others never do).
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the checkpoint at `path`, a zip or legacy torch file, or safetensors.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds something else, or is of no known system.
-        OptionError: `ema` is asked of a file that has no averaged weights.
+        CheckpointError: the file is missing, damaged or holds something else.
         MissingError: torch or safetensors is not on this machine.
     """
     digest = _digest(path)
     _require("torch")
     content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    main = _state_dict(path, content)
-    system = _recognise(path, main)
-    averaged = next((content[key] for key in _EMA_KEYS if isinstance(content.get(key), Mapping)), None)
-    if ema and averaged is None:
-        raise OptionError(f"--ema: {path} has no averaged weights (looked for {', '.join(_EMA_KEYS)})")
-    use_ema = averaged is not None and (ema or (ema is None and system == "ada_vit"))
-    state = _tensors(path, averaged) if use_ema and averaged is not None else main
-    return Checkpoint(path, digest, system, state, _arguments(content), use_ema)
+    found = next((content[key] for key in _EMA_KEYS if isinstance(content.get(key), Mapping)), None)
+    averaged = None if found is None else _tensors(path, found)
+    return Checkpoint(path, digest, _state_dict(path, content), _arguments(content), averaged)
+
+
+def choose_weights(checkpoint: Checkpoint, ema: bool | None, *, averaged: bool) -> Checkpoint:
+    """The checkpoint with the averaged weights as its state, or without them.
+
+    Args:
+        checkpoint: as it was read.
+        ema: whether to take the averaged weights; None leaves it to `averaged`.
+        averaged: whether the system's own evaluation takes them where they are.
+
+    Raises:
+        OptionError: `ema` is asked of a file that has no averaged weights.
+    """
+    if ema and checkpoint.averaged is None:
+        raise OptionError(f"--ema: {checkpoint.path} has no averaged weights (looked for {', '.join(_EMA_KEYS)})")
+    if checkpoint.averaged is not None and (averaged if ema is None else ema):
+        return replace(checkpoint, state=checkpoint.averaged, averaged=None, ema=True)
+    return replace(checkpoint, averaged=None)
 
 
 def _require(package: str) -> None:
@@ -86,18 +88,15 @@ def _digest(path: Path) -> str:
     """SHA-256 of the file, which also finds out whether there is one."""
     if path.is_dir():
         raise CheckpointError(f"{path}: is a directory; expected {ACCEPTED}")
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        digest = sha256(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; expected {ACCEPTED}")
-    return digest.hexdigest()
+    return digest
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -200,24 +199,6 @@ def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     return tensors
-
-
-def _recognise(path: Path, state: Mapping[str, torch.Tensor]) -> System:
-    if any(
-        key.startswith("blocks.") and key.endswith((".attn.patch_zeta", ".attn.zeta", ".mlp.zeta")) for key in state
-    ):
-        return "vit_slim"
-    if any(key.startswith("score_predictor.") for key in state):
-        return "dynamic_vit"
-    if any(key.startswith("blocks.") and ".attn.query." in key for key in state):
-        return "ada_vit"
-    kind = (
-        "a timm ViT without masks"
-        if any(key.endswith("attn.qkv.weight") for key in state)
-        else "no network slimc knows"
-    )
-    found = ", ".join(list(state)[:4])
-    raise CheckpointError(f"{path}: {kind} (keys {found}, ...); expected {ACCEPTED}")
 
 
 def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimc import __version__
 from slimc.errors import ModelFileError
 from slimc.files.structure import Structure, from_json, to_json
+from slimc.files.version import VERSION
 from slimc.ir.preprocessing import Preprocessing
 from slimc.targets.count import Counts
 
@@ -32,7 +32,7 @@ class Metadata:
     preprocessing: Preprocessing
     structure: Structure
     precision: str = "fp32"
-    version: str = __version__
+    version: str = VERSION
 
 
 def to_props(metadata: Metadata) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from slimc.errors import OutputError
+from slimc.errors import OptionError, OutputError
 
 
 def check_writable(path: Path) -> None:
@@ -26,6 +26,18 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path}: the directory {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path}: the directory {path.parent} is not writable")
+
+
+def check_output(path: Path, suffixes: tuple[str, ...], option: str = "--output") -> None:
+    """Find out before any work whether `path` can be written and ends in one of `suffixes`.
+
+    Raises:
+        OptionError: it ends otherwise; the message names `option`.
+        OutputError: see `check_writable`.
+    """
+    check_writable(path)
+    if path.suffix.lower() not in suffixes:
+        raise OptionError(f"{option}: {path} ends in {path.suffix or 'no suffix'}; expected {' or '.join(suffixes)}")
 
 
 @contextmanager

@@ -28,7 +28,8 @@ class Reference:
 
     `kept` are the patches that each selection keeps, [n, K] by grid position; empty where nothing is selected. `decisions`
     are what a network decides, [n, decisions] by the name of the graph's value; the fact `exact` then says for which
-    inputs the compiled network can decide so.
+    inputs the compiled network can decide so. `files` are the images behind the seeded inputs, which a stored reference
+    does not name.
     """
 
     images: FloatArray
@@ -36,6 +37,12 @@ class Reference:
     facts: Mapping[str, Any]
     kept: tuple[IndexArray, ...] = ()
     decisions: Mapping[str, BoolArray] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+    def file_of(self, number: int) -> Path | None:
+        """The image that input `number` is; none where it is a seeded one, or nobody knows."""
+        first = len(self.images) - len(self.files)
+        return self.files[number - first] if number >= first and self.files else None
 
 
 def reference_path(model: Path) -> Path:

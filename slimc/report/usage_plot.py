@@ -13,7 +13,7 @@ from slimc.report.structure import pyplot
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from slimc.report.usage import UsageReport
+    from slimc.report.gate_usage import UsageReport
 
 
 def plot_usage(report: UsageReport, grid: tuple[int, int], title: str, path: Path) -> None:

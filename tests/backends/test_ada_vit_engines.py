@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slimc.compiler.adaptive import parse
+from slimc.compiler.adaptive import find_adaptive
 from slimc.compiler.engine import EngineOptions, EngineReport, build_engine
 from slimc.compiler.export import export
-from slimc.compiler.options import ExportOptions
+from slimc.compiler.load import load_network
+from slimc.compiler.options import CompileOptions
 from slimc.evaluate.decisions import Exactness
-from slimc.models.options import ModelOptions
 from slimc.targets.target import find_target
 from tests.gated import DATA, VECTORS
 
@@ -23,8 +23,8 @@ def build(name: str, way: str, directory: Path) -> EngineReport:
     for i, picture in enumerate(np.random.default_rng(0).integers(0, 256, (4, side, side, 3), np.uint8)):
         Image.fromarray(picture).save(directory / f"{i}.png")
     model = directory / "model.onnx"
-    options = ExportOptions(adaptive=parse(way, None), data=directory, target=find_target("sm89"))
-    export(DATA / name / "checkpoint.pth", model, ModelOptions(), options)
+    options = CompileOptions(adaptive=find_adaptive(way, None), data=directory, target=find_target("sm89"))
+    export(load_network(DATA / name / "checkpoint.pth"), model, options)
     return build_engine(model, directory / "model.engine", EngineOptions("tensorrt-rtx", ("sm89",), "fp16"))
 
 

@@ -37,14 +37,14 @@ def test_export_then_verify(vector: Vector, tmp_path: Path):
     done = slimc("export", vector.checkpoint, "-o", model, *vector.flags, "--json")
     assert done.code == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["system"], report["keep"]) == ("dynamic_vit", [137, 96, 67])
-    assert report["verify"]["kept"] == {"stages": [1.0, 1.0, 1.0], "equal": 4, "inputs": 4}
+    assert (report["system"], report["settings"]["keep"]) == ("dynamic_vit", [137, 96, 67])
+    assert report["verify"]["choices"] == {"stages": [1.0, 1.0, 1.0], "equal": 4, "inputs": 4}
     assert report["macs"]["slim"] < report["macs"]["dense"]
     verified = slimc("verify", model)
     assert verified.code == 0, verified.stdout
     assert "kept patches, by stage" in verified.stdout
     again = slimc("verify", model, "--against", vector.checkpoint, *vector.flags, "--json")
-    assert json.loads(again.stdout)["artefacts"][0]["kept"]["equal"] == 4
+    assert json.loads(again.stdout)["artefacts"][0]["comparison"]["choices"]["equal"] == 4
 
 
 def test_a_bare_file_is_told_everything(bare: Path, tmp_path: Path):
@@ -52,7 +52,7 @@ def test_a_bare_file_is_told_everything(bare: Path, tmp_path: Path):
     done = slimc("export", bare, "-o", tmp_path / "m.onnx", *map(str, flags), "--json")
     assert done.code == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["keep"], report["pruning_loc"], report["keep_ratios"]) == ([6, 3], [1, 2], [0.5, 0.25])
+    assert report["settings"] == {"keep": [6, 3], "pruning_loc": [1, 2], "keep_ratios": [0.5, 0.25]}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_bare_file_is_told_everything(bare: Path, tmp_path: Path):
         (("--keep-ratios", "0.5,2",), "--keep-ratios: 2 is not a share"),
         (("--keep-ratios", "0.5,",), "--keep-ratios: '' is not a share"),
         (("--pruning-loc", "1;2",), "--pruning-loc: '1;2' are not blocks"),
-        (("--budget", "0.7"), "--budget-attn: DynamicViT checkpoints have no such setting"),
+        (("--budget", "0.7"), "--budget: DynamicViT checkpoints have no such setting"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_wrong_is_one_line_and_nothing_is_written(bare: Path, tmp_path: Path, flags, named):

@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as oir
 import pytest
 
+from slimc.compiler.load import load_network
 from slimc.errors import MismatchError, MissingError, ModelFileError, OptionError
 from slimc.files.reference import Reference, read_reference, reference_path, write_reference
-from slimc.models.options import ModelOptions
 from tests.artefacts import VECTORS, exported
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT-RTX")
@@ -17,7 +17,7 @@ pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT-RTX")
 from slimc.backends import cuda, tensorrt_rtx
 from slimc.backends.choose import open_session
 from slimc.backends.engine_file import facts_path, read_engine
-from slimc.compiler.engine import EngineOptions, build_engine, build_from_checkpoint, choose_backend
+from slimc.compiler.engine import EngineOptions, build_engine, build_from_network, choose_backend
 
 RTX_FP16 = EngineOptions(backend="tensorrt-rtx", targets=("sm89",), precision="fp16")
 
@@ -61,7 +61,7 @@ def test_the_engine_comes_with_its_description_and_its_reference(model, tmp_path
 def test_a_checkpoint_becomes_an_engine_in_one_go(tmp_path):
     output = tmp_path / "small.engine"
     options = EngineOptions(backend="tensorrt-rtx", targets=("sm86",), precision="fp16")
-    report = build_from_checkpoint(VECTORS["empty"], output, options, ModelOptions(), batch_size=2)
+    report = build_from_network(load_network(VECTORS["empty"]), output, options, batch_size=2)
     assert report.facts.inputs[0].shape == (2, 3, 56, 56)
     assert reference_path(output).is_file()
 
@@ -106,7 +106,7 @@ def test_a_graph_that_computes_something_else_is_not_built(model, tmp_path):
 
 
 def test_models_that_are_not_ours_and_double_conversion_are_refused(model, tmp_path):
-    with pytest.raises(OptionError, match=r"does not end in \.engine"):
+    with pytest.raises(OptionError, match=r"expected \.engine"):
         build_engine(model, tmp_path / "m.plan", RTX_FP16)
     with pytest.raises(ModelFileError, match="no such file"):
         build_engine(tmp_path / "none.onnx", tmp_path / "m.engine", RTX_FP16)

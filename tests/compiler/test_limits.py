@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from slimc import ir
 from slimc.compiler.adaptive import limited, limiting_passes
-from slimc.compiler.limits import Limits, exact_images, executed_macs, join, limits_of, needed_macs
+from slimc.compiler.limits import Limits, exact_images, executed_macs, limits_of, needed_macs
 from slimc.compiler.pipeline import compile_model
 from slimc.errors import OptionError
+from slimc.ir.gate_usage import join
 from slimc.ir.interpret.model import interpret
 from slimc.passes.remove_settled_gates import Settled
-from slimc.report.usage import report
+from slimc.report.gate_usage import report
 from slimc.targets.count import count_macs
 from slimc.targets.target import find_target
 from tests.gated import images_for, observe, random_adaptive

@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 
 from slimc.compiler.export import export
-from slimc.compiler.options import ExportOptions
+from slimc.compiler.load import load_network
+from slimc.compiler.options import CompileOptions
 from slimc.compiler.verify import Against, verify
 from slimc.errors import ModelFileError, OptionError
 from slimc.files.reference import Reference, read_reference, reference_path, write_reference
-from slimc.models.options import ModelOptions
 from tests.artefacts import VECTORS, exported
 
 
@@ -22,7 +22,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     path = tmp_path_factory.mktemp("dense") / "dense.onnx"
-    export(VECTORS["channel"], path, ModelOptions(), ExportOptions(variant="dense"))
+    export(load_network(VECTORS["channel"]), path, CompileOptions(variant="dense"))
     return path
 
 

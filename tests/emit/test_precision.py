@@ -8,7 +8,7 @@ import pytest
 
 from slimc.backends import ort
 from slimc.backends.base import run_images
-from slimc.compiler.load import load
+from slimc.compiler.load import load_network
 from slimc.compiler.pipeline import compile_model, passes_for
 from slimc.emit.file import check_file
 from slimc.emit.model import emit
@@ -25,7 +25,6 @@ from slimc.evaluate.logits import compare
 from slimc.evaluate.selections import compare_with
 from slimc.files.reference import read_reference, reference_path
 from slimc.ir import FloatArray
-from slimc.models.options import ModelOptions
 from slimc.targets.target import find_target
 from tests.artefacts import OPTIONS, VECTORS, exported, half
 from tests.vectors import arrays
@@ -36,7 +35,7 @@ SM89 = find_target("sm89")
 
 def slim_model(vector: str, batch_size: int = 1) -> oir.Model:
     """The slim model of a vector in float32, in memory."""
-    _, searched = load(VECTORS[vector], OPTIONS.get(vector, ModelOptions()))
+    searched = load_network(VECTORS[vector], OPTIONS.get(vector))
     return emit(compile_model(searched.masked, passes_for(SM89)), SM89, batch_size=batch_size)
 
 

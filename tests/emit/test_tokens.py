@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from slimc.backends import ort
 from slimc.backends.base import run_images
-from slimc.compiler.load import load
+from slimc.compiler.load import load_network
 from slimc.compiler.pipeline import compile_model, passes_for
 from slimc.emit.file import write_model
 from slimc.emit.model import emit
@@ -21,7 +21,7 @@ from slimc.emit.tokens import score_bound
 from slimc.ir import FloatArray, Model, SelectTokens, to_float64
 from slimc.ir.interpret.model import trace
 from slimc.ir.interpret.tokens import score_tokens
-from slimc.models.options import SearchedModel, Variant
+from slimc.models.system import Network, Variant
 from slimc.targets.count import count
 from slimc.targets.target import find_target
 from tests.selecting import VECTORS, Vector, images_for, random_searched, searched_models, small_config
@@ -29,7 +29,7 @@ from tests.selecting import VECTORS, Vector, images_for, random_searched, search
 CPU = find_target("cpu")
 
 
-def variant_of(searched: SearchedModel, variant: Variant) -> Model:
+def variant_of(searched: Network, variant: Variant) -> Model:
     if variant == "slim":
         return compile_model(searched.masked, passes_for(CPU))
     return searched.masked if variant == "masked" else searched.dense
@@ -50,7 +50,7 @@ def run(model: Model, images: FloatArray, directory: Path, *, batch_size: int = 
 @pytest.mark.parametrize("variant", ["slim", "masked"])
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_the_released_logits(vector: Vector, variant: Variant, batch_size: int, tmp_path: Path):
-    model = variant_of(load(vector.checkpoint, vector.options)[1], variant)
+    model = variant_of(load_network(vector.checkpoint, vector.options), variant)
     logits = run(model, np.concatenate([vector.images] * 2), tmp_path, batch_size=batch_size)
     np.testing.assert_allclose(logits, np.concatenate([vector.logits] * 2), rtol=0, atol=2e-5)
 
@@ -106,7 +106,7 @@ def counted_macs(graph: onnx.GraphProto) -> int:
 @pytest.mark.parametrize("variant", ["slim", "masked", "dense"])
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_counts_are_those_of_the_file(vector: Vector, variant: Variant, tmp_path: Path):
-    model = variant_of(load(vector.checkpoint, vector.options)[1], variant)
+    model = variant_of(load_network(vector.checkpoint, vector.options), variant)
     graph = write(model, tmp_path / "m.onnx").graph
     counts = count(model, CPU)
     assert counts.macs == counted_macs(graph)
@@ -114,7 +114,7 @@ def test_counts_are_those_of_the_file(vector: Vector, variant: Variant, tmp_path
 
 
 def test_a_slim_network_has_no_row_that_was_dropped(tmp_path: Path):
-    model = variant_of(load(VECTORS[0].checkpoint, VECTORS[0].options)[1], "slim")
+    model = variant_of(load_network(VECTORS[0].checkpoint, VECTORS[0].options), "slim")
     graph = write(model, tmp_path / "m.onnx").graph
     shapes = {i.name: [axis.dim_value for axis in i.type.tensor_type.shape.dim] for i in graph.value_info}
     assert [shapes[f"blocks.{i}.mlp.fc1"] for i in (2, 3, 6, 9, 11)] == [[n, 192 + 1] for n in (197, 138, 97, 68, 1)]
@@ -202,8 +202,7 @@ def test_no_score_exceeds_the_bound(seed: int, scale: float):
 def test_torch_and_onnx_keep_the_same_patches_in_the_same_order(tmp_path: Path):
     searched = random_searched(small_config(keep=(6, 3)))
     images = images_for(searched, 2)
-    assert searched.select is not None
     with torch.inference_mode():
-        _, kept, _ = searched.select(searched.network("masked"), torch.from_numpy(images))
+        kept = searched.trace(searched.pytorch("masked"), torch.from_numpy(images)).kept
     found = TestEdges().kept(variant_of(searched, "slim"), images, tmp_path, batch_size=2)
     np.testing.assert_array_equal(found[0][:, 1:] - 1, kept[0].numpy())

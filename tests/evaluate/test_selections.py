@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from slimc.backends import ort
+from slimc.cli.results import export_json
 from slimc.compiler.export import export, verify_file
-from slimc.compiler.load import load
-from slimc.compiler.options import ExportOptions
+from slimc.compiler.load import load_network
+from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
 from slimc.errors import MismatchError, ModelFileError
 from slimc.evaluate.logits import compare
@@ -25,7 +26,7 @@ from slimc.evaluate.selections import (
 )
 from slimc.files.images import seeded_images
 from slimc.files.reference import Reference, read_reference, write_reference
-from slimc.models.options import ModelOptions, Variant
+from slimc.models.system import Variant
 from tests.selecting import VECTORS, Vector
 
 INNER: tuple[Variant, ...] = ("slim", "masked")
@@ -39,7 +40,12 @@ def models(tmp_path_factory) -> dict[tuple[str, str], Path]:
     for vector in VECTORS:
         for variant in INNER:
             path = directory / f"{vector.name}-{variant}.onnx"
-            export(vector.checkpoint, path, vector.options, ExportOptions(variant=variant, batch_size=3, verify=False))
+            export(
+                load_network(vector.checkpoint, vector.options),
+                path,
+                CompileOptions(variant=variant, batch_size=3),
+                verify=False,
+            )
             paths[vector.name, variant] = path
     return paths
 
@@ -115,7 +121,7 @@ def test_images_of_another_size_are_refused(models):
 
 def test_a_model_without_selections_is_refused(tmp_path: Path):
     vector = VECTORS[0]
-    export(vector.checkpoint, tmp_path / "d.onnx", vector.options, ExportOptions(variant="dense"))
+    export(load_network(vector.checkpoint, vector.options), tmp_path / "d.onnx", CompileOptions(variant="dense"))
     with pytest.raises(ModelFileError, match="selects no tokens"):
         run_selected(tmp_path / "d.onnx", vector.images)
 
@@ -129,10 +135,10 @@ def test_agreement_counts_sets_not_order():
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_export_reports_the_agreement_and_ships_the_sets(vector: Vector, tmp_path: Path):
-    report = export(vector.checkpoint, tmp_path / "m.onnx", vector.options, ExportOptions(batch_size=4))
+    report = export(load_network(vector.checkpoint, vector.options), tmp_path / "m.onnx", CompileOptions(batch_size=4))
     assert isinstance(report.agreement, Agreement)
     assert (report.agreement.equal, report.agreement.inputs) == (4, 4)
-    assert report.to_json()["verify"]["kept"]["stages"] == (1.0, 1.0, 1.0)
+    assert export_json(report)["verify"]["choices"]["stages"] == (1.0, 1.0, 1.0)
     shipped = read_reference(report.reference)
     assert [stage.shape for stage in shipped.kept] == [(4, 137), (4, 96), (4, 67)]
     assert compare_selected(report.onnx, shipped, 1e-4)[0].passed
@@ -142,7 +148,7 @@ def test_the_check_of_an_export_fails_where_other_patches_are_kept(models):
     made = reference(VECTORS[0])
     shifted = replace(made, kept=tuple((stage + 50) % 196 for stage in made.kept))
     with pytest.raises(MismatchError, match=r"^small\.onnx: keeps .* of the reference's patches"):
-        verify_file(models[VECTORS[0].name, "slim"], shifted, ExportOptions(), Path("small.onnx"))
+        verify_file(models[VECTORS[0].name, "slim"], shifted, CompileOptions(), Path("small.onnx"))
 
 
 def test_a_reference_with_sets_reads_back_and_a_damaged_one_is_refused(tmp_path: Path):
@@ -174,7 +180,7 @@ def test_options_are_kept_apart_from_other_systems(tmp_path: Path):
     from slimc.errors import OptionError
 
     with pytest.raises(OptionError, match="--budget-attn"):
-        export(VECTORS[0].checkpoint, tmp_path / "m.onnx", ModelOptions(budget_attn=0.5), ExportOptions())
+        export(load_network(VECTORS[0].checkpoint, {"budget_attn": 0.5}), tmp_path / "m.onnx", CompileOptions())
 
 
 class TestJudgedWithoutSets:
@@ -214,23 +220,23 @@ class TestJudgedWithoutSets:
 
     def test_export_ships_inputs_that_half_precision_decides_alike(self, tmp_path: Path):
         vector = VECTORS[0]
-        report = export(vector.checkpoint, tmp_path / "m.onnx", vector.options, ExportOptions())
+        report = export(load_network(vector.checkpoint, vector.options), tmp_path / "m.onnx", CompileOptions())
         margins = read_reference(report.reference).facts["margins"]
         assert len(margins) == 4
-        searched = load(vector.checkpoint, vector.options)[1]
-        assert searched.select is not None
+        searched = load_network(vector.checkpoint, vector.options)
         candidates = torch.from_numpy(seeded_images(12, searched.masked.image, 0))
         with torch.inference_mode():
-            everything = searched.select(searched.network("masked"), candidates)[2]
+            everything = searched.trace(searched.pytorch("masked"), candidates).margins
+        assert everything is not None
         assert sorted(margins) == pytest.approx(sorted(everything.tolist())[-4:], abs=1e-4)
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_margins_are_those_of_the_released_scores(vector: Vector):
-    searched = load(vector.checkpoint, vector.options)[1]
-    assert searched.select is not None
+    searched = load_network(vector.checkpoint, vector.options)
     with torch.inference_mode():
-        margins = searched.select(searched.network("masked"), torch.from_numpy(vector.images))[2]
+        margins = searched.trace(searched.pytorch("masked"), torch.from_numpy(vector.images)).margins
+    assert margins is not None
     expected = np.full(4, np.inf)
     for scores, kept in zip(vector.scores, vector.kept, strict=True):
         for image, (log_probability, chosen) in enumerate(zip(scores.astype(np.float64), kept, strict=True)):

@@ -13,21 +13,21 @@ import torch
 from safetensors.torch import save_file
 
 from slimc import ir
-from slimc.compiler import load as frontend
+from slimc.compiler.load import load_network
 from slimc.errors import BudgetError, CheckpointError, OptionError
-from slimc.files.checkpoint import read_checkpoint
+from slimc.files.checkpoint import choose_weights, read_checkpoint
 from slimc.ir.interpret.model import interpret
-from slimc.models.options import ModelOptions
+from slimc.models.systems import recognise
 from slimc.passes.pack_heads import PackHeads
 from tests import vectors
 from tests.checkpoints import Recipe, arguments, save, small_checkpoint, state_dict
 from tests.networks import images_for
 
-BUDGETS = ModelOptions(budget_attn=0.7, budget_mlp=0.7, budget_patch=0.7)
+BUDGETS = {"budget_attn": 0.7, "budget_mlp": 0.7, "budget_patch": 0.7}
 
 
-def logits(path: Path, options: ModelOptions | None = None, *, ema: bool | None = None) -> ir.FloatArray:
-    network = frontend.load(path, options or ModelOptions(), ema=ema)[1].masked
+def logits(path: Path, options: dict[str, float] | None = None, *, ema: bool | None = None) -> ir.FloatArray:
+    network = load_network(path, options, ema=ema).masked
     return interpret(network, images_for(network))
 
 
@@ -82,7 +82,7 @@ def test_safetensors_are_read_with_budgets_from_metadata_or_options(tmp_path, ex
 
 def test_options_come_before_what_the_file_says(tmp_path):
     path = small_checkpoint(tmp_path / "c.pth", attn=0.5, mlp=0.5, patch=0.5)
-    searched = frontend.load(path, ModelOptions(budget_mlp=0.9))[1]
+    searched = load_network(path, {"budget_mlp": 0.9})
     assert searched.settings["budgets"] == {"attn": 0.5, "mlp": 0.9, "patch": 0.5}
 
 
@@ -94,18 +94,18 @@ def test_averaged_weights_are_taken_when_asked_for_and_only_then(tmp_path, expec
     np.testing.assert_array_equal(logits(path, ema=False), expected)
     alone = save(tmp_path / "alone.pth", {"model": averaged, "args": arguments()})
     np.testing.assert_array_equal(logits(path, ema=True), logits(alone))
-    assert read_checkpoint(path, ema=True).ema
+    assert choose_weights(read_checkpoint(path), ema=True, averaged=False).ema
 
 
 def test_averaged_weights_that_are_not_there_are_an_error(tmp_path):
     with pytest.raises(OptionError, match=r"--ema: .*c.pth has no averaged weights \(looked for model_ema"):
-        read_checkpoint(small_checkpoint(tmp_path / "c.pth"), ema=True)
+        load_network(small_checkpoint(tmp_path / "c.pth"), ema=True)
 
 
 def test_the_perturbed_average_of_the_released_files_is_not_picked():
     path = vectors.DATA / "vitslim-a-channel-0.7" / "checkpoint.pth"
-    assert not read_checkpoint(path).ema
-    plain, averaged = (frontend.load(path, ModelOptions(), ema=ema)[1].masked for ema in (None, True))
+    assert not choose_weights(read_checkpoint(path), ema=None, averaged=False).ema
+    plain, averaged = (load_network(path, {}, ema=ema).masked for ema in (None, True))
     assert not np.array_equal(plain.embedding.prefix, averaged.embedding.prefix)
 
 
@@ -240,8 +240,8 @@ def test_a_damaged_weight_in_a_zip_is_noticed_by_its_checksum(tmp_path):
 )
 def test_a_file_of_something_else_says_what_was_found_and_what_is_accepted(tmp_path, content, reason):
     with pytest.raises(CheckpointError, match=reason) as caught:
-        read_checkpoint(save(tmp_path / "other.pth", content))
-    assert "expected a .pth, .pth.tar, .pt or .safetensors file of ViT-Slim" in str(caught.value)
+        load_network(save(tmp_path / "other.pth", content))
+    assert "expected a .pth, .pth.tar, .pt or .safetensors checkpoint" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_file_of_something_else_says_what_was_found_and_what_is_accepted(tmp_p
     ],
 )
 def test_the_system_is_recognised_from_the_keys(tmp_path, key, system):
-    assert read_checkpoint(save(tmp_path / "c.pth", {"model": {key: torch.zeros(2)}})).system == system
+    assert recognise(read_checkpoint(save(tmp_path / "c.pth", {"model": {key: torch.zeros(2)}}))).name == system
 
 
 def test_arguments_that_are_no_arguments_are_no_arguments(tmp_path):

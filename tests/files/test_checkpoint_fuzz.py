@@ -10,13 +10,12 @@ import pytest
 from safetensors.torch import save_file
 
 from slimc import ir
-from slimc.compiler import load as frontend
 from slimc.compiler.export import export
-from slimc.compiler.options import ExportOptions
+from slimc.compiler.load import load_network
+from slimc.compiler.options import CompileOptions
 from slimc.compiler.pipeline import compile_model, passes_for
 from slimc.errors import UserError
 from slimc.ir.interpret.model import interpret
-from slimc.models.options import ModelOptions
 from slimc.targets.target import find_target
 from tests.checkpoints import Recipe, arguments, save, state_dict
 from tests.command_line import snapshot
@@ -66,7 +65,7 @@ class Fuzzed:
 
 @pytest.fixture
 def fuzzed(whole: Path) -> Fuzzed:
-    network = frontend.load(whole, ModelOptions())[1].masked
+    network = load_network(whole, {}).masked
     return Fuzzed(whole.with_stem("damaged"), whole.read_bytes(), interpret(network, images_for(network)))
 
 
@@ -74,7 +73,7 @@ def outcome(fuzzed: Fuzzed, seed: int) -> str:
     """What becomes of one damaged copy: "error", "same" or "other" where its weights are others than before."""
     fuzzed.path.write_bytes(damaged(fuzzed.content, seed))
     try:
-        searched = frontend.load(fuzzed.path, ModelOptions())[1]
+        searched = load_network(fuzzed.path, {})
     except UserError as error:
         assert error.exit_code == 2
         assert "\n" not in str(error)
@@ -105,7 +104,7 @@ def test_exporting_a_damaged_file_writes_all_or_nothing(fuzzed, tmp_path):
     for seed in range(1000, 1060):
         fuzzed.path.write_bytes(damaged(fuzzed.content, seed))
         try:
-            export(fuzzed.path, directory / "model.onnx", ModelOptions(), ExportOptions())
+            export(load_network(fuzzed.path), directory / "model.onnx", CompileOptions())
         except UserError as error:
             assert "\n" not in str(error)
             assert snapshot(directory) == {}

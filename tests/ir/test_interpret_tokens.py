@@ -64,18 +64,17 @@ def test_what_was_hidden_is_not_selected_again_and_counts_in_no_context():
 
 def test_the_network_orders_equal_scores_and_nan_in_the_same_way():
     searched = random_searched(small_config(keep=(6, 3)))
-    network = searched.network("masked")
+    network = searched.pytorch("masked")
     predictor = network.get_submodule("score_predictor.0.out_conv.4")
     with torch.no_grad():
         for parameter in predictor.parameters():
             parameter.zero_()
-    assert searched.select is not None
     images = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        _, kept, _ = searched.select(network, images)
+        kept = searched.trace(network, images).kept
     assert kept[0].tolist() == [[0, 1, 2, 3, 4, 5]]
     images[0, 0, 0, 0] = torch.nan
     with torch.inference_mode():
-        logits, kept, _ = searched.select(network, images)
-    assert logits.isnan().all()
-    assert kept[0].shape == (1, 6)
+        found = searched.trace(network, images)
+    assert found.logits.isnan().all()
+    assert found.kept[0].shape == (1, 6)

@@ -7,14 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slimc.compiler.load import load_network
 from slimc.errors import CheckpointError, OptionError
 from slimc.files.checkpoint import read_checkpoint
 from slimc.ir import Attention
 from slimc.ir.interpret.model import interpret, trace
 from slimc.ir.validate import validate
-from slimc.models import ada_vit
 from slimc.models.ada_vit_flags import UNSUPPORTED
-from slimc.models.options import ModelOptions
+from slimc.models.options import AdaVitOptions
+from slimc.models.systems import AdaVit
 from tests.gated import DATA, SMALL, VECTORS, images_for, observe, random_adaptive, random_checkpoint, vector
 
 
@@ -47,7 +48,7 @@ def test_the_ir_means_what_the_released_code_computes(name):
 
 def test_without_ema_the_other_weights_are_taken():
     released = vector(VECTORS[0])
-    searched = ada_vit.load(read_checkpoint(released.checkpoint, ema=False), ModelOptions())
+    searched = load_network(released.checkpoint, ema=False)
     np.testing.assert_allclose(
         observe(searched, released.images)[0], released.io["logits_of_state_dict"], rtol=0, atol=2e-6
     )
@@ -88,9 +89,9 @@ def test_a_block_that_decides_nothing_may_hold_the_norm_of_its_policy():
     checkpoint = random_checkpoint(replace(SMALL, norm_policy=True, heads_from=1, branches_from=1))
     assert "blocks.0.norm_policy.weight" not in checkpoint.state
     extra = {f"blocks.0.norm_policy.{kind}": torch.ones(SMALL.dim) for kind in ("weight", "bias")}
-    images = images_for(ada_vit.load(checkpoint, ModelOptions()), 2)
+    images = images_for(AdaVit().load(checkpoint, AdaVitOptions()), 2)
     longer = replace(checkpoint, state={**checkpoint.state, **extra})
-    without, with_norm = (observe(ada_vit.load(file, ModelOptions()), images)[0] for file in (checkpoint, longer))
+    without, with_norm = (observe(AdaVit().load(file, AdaVitOptions()), images)[0] for file in (checkpoint, longer))
     assert np.array_equal(without, with_norm)
 
 
@@ -98,7 +99,7 @@ def test_dense_has_every_gate_at_one():
     searched = random_adaptive(3)
     images = images_for(searched)
     with torch.inference_mode():
-        dense = searched.network("dense")(torch.from_numpy(images)).numpy()
+        dense = searched.pytorch("dense")(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(interpret(searched.dense, images), dense, rtol=0, atol=1e-4)
     assert np.abs(dense - interpret(searched.masked, images)).max() > 0.01
     assert all(block.gates is None for block in searched.dense.blocks)
@@ -109,31 +110,31 @@ def test_a_flag_that_evaluation_does_not_define_is_refused_by_name(flag):
     checkpoint = random_checkpoint()
     args: dict[str, Any] = {**checkpoint.args, flag: not UNSUPPORTED[flag]}
     with pytest.raises(CheckpointError, match=f"--{flag.replace('_', '-')}.*expected {UNSUPPORTED[flag]}"):
-        ada_vit.load(replace(checkpoint, args=args), ModelOptions())
+        AdaVit().load(replace(checkpoint, args=args), AdaVitOptions())
 
 
 def test_a_file_without_arguments_needs_options_and_then_is_the_same_network():
     released = vector(VECTORS[1])
     bare = replace(read_checkpoint(released.checkpoint), args={})
     with pytest.raises(OptionError, match=r"--ada-head: .* plain, v2 or attn"):
-        ada_vit.load(bare, ModelOptions())
+        AdaVit().load(bare, AdaVitOptions())
     with pytest.raises(OptionError, match="--ada-token-with-mlp"):
-        ada_vit.load(bare, ModelOptions(ada_head="plain"))
-    searched = ada_vit.load(bare, ModelOptions(ada_head="plain", ada_token_with_mlp=True))
+        AdaVit().load(bare, AdaVitOptions(ada_head="plain"))
+    searched = AdaVit().load(bare, AdaVitOptions(ada_head="plain", ada_token_with_mlp=True))
     np.testing.assert_allclose(observe(searched, released.images)[0], released.io["logits"], rtol=0, atol=2e-6)
 
 
 def test_the_number_of_heads_comes_from_the_policy_or_the_option():
     checkpoint = random_checkpoint(replace(SMALL, heads_from=None))
     with pytest.raises(OptionError, match=r"--num-heads: .* no head policy"):
-        ada_vit.load(checkpoint, ModelOptions())
+        AdaVit().load(checkpoint, AdaVitOptions())
     with pytest.raises(OptionError, match="--num-heads: 3 heads do not divide"):
-        ada_vit.load(checkpoint, ModelOptions(num_heads=3))
-    attention = ada_vit.load(checkpoint, ModelOptions(num_heads=8)).masked.blocks[0].attention
+        AdaVit().load(checkpoint, AdaVitOptions(num_heads=3))
+    attention = AdaVit().load(checkpoint, AdaVitOptions(num_heads=8)).masked.blocks[0].attention
     assert isinstance(attention, Attention)
     assert len(attention.heads) == 8
     with pytest.raises(OptionError, match="--num-heads: 2 contradicts"):
-        ada_vit.load(random_checkpoint(), ModelOptions(num_heads=2))
+        AdaVit().load(random_checkpoint(), AdaVitOptions(num_heads=2))
 
 
 @pytest.mark.parametrize(
@@ -148,23 +149,23 @@ def test_the_number_of_heads_comes_from_the_policy_or_the_option():
 def test_arguments_that_contradict_the_weights_are_refused(args, match):
     checkpoint = random_checkpoint()
     with pytest.raises(CheckpointError, match=match):
-        ada_vit.load(replace(checkpoint, args={**checkpoint.args, **args}), ModelOptions())
+        AdaVit().load(replace(checkpoint, args={**checkpoint.args, **args}), AdaVitOptions())
 
 
 def test_options_that_contradict_the_arguments_are_refused():
     with pytest.raises(OptionError, match="--ada-head: v2 contradicts"):
-        ada_vit.load(random_checkpoint(), ModelOptions(ada_head="v2"))
+        AdaVit().load(random_checkpoint(), AdaVitOptions(ada_head="v2"))
     with pytest.raises(OptionError, match="--ada-token-with-mlp: contradicts"):
-        ada_vit.load(random_checkpoint(), ModelOptions(ada_token_with_mlp=False))
+        AdaVit().load(random_checkpoint(), AdaVitOptions(ada_token_with_mlp=False))
     with pytest.raises(OptionError, match="--qk-scale: AdaViT"):
-        ada_vit.load(random_checkpoint(), ModelOptions(qk_scale=1.0))
+        AdaVit().read_options({"qk_scale": 1.0})
 
 
 def test_a_block_without_the_policy_that_its_predecessors_have_is_refused():
     checkpoint = random_checkpoint()
     state = {key: value for key, value in checkpoint.state.items() if not key.startswith("blocks.2.head_select")}
     with pytest.raises(CheckpointError, match=r"blocks.1 has head_select, but the later blocks.2 has not"):
-        ada_vit.load(replace(checkpoint, state=state), ModelOptions())
+        AdaVit().load(replace(checkpoint, state=state), AdaVitOptions())
 
 
 def test_the_vectors_lie_in_the_tests():

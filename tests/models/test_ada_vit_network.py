@@ -63,7 +63,7 @@ def test_a_token_that_is_off_sees_itself_and_is_seen_by_nobody():
 def test_the_network_is_deterministic_in_eval_mode_and_not_in_training_mode():
     searched = random_adaptive()
     images = torch.from_numpy(images_for(searched))
-    network = searched.network("masked")
+    network = searched.pytorch("masked")
     with torch.inference_mode():
         assert torch.equal(network(images), network(images))
         network.train()

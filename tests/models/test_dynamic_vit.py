@@ -12,10 +12,11 @@ from slimc.files.checkpoint import Checkpoint, read_checkpoint
 from slimc.ir import Attention, Mlp, arrays
 from slimc.ir.interpret.model import interpret, trace
 from slimc.ir.validate import validate
-from slimc.models import dynamic_vit, vit_slim
+from slimc.models import dynamic_vit
 from slimc.models.dynamic_vit_network import DynamicVisionTransformer, DynamicVitConfig, Masked
 from slimc.models.dynamic_vit_settings import keep_ratios
-from slimc.models.options import ModelOptions
+from slimc.models.options import DynamicVitOptions
+from slimc.models.systems import DynamicVit, VitSlim
 from tests.selecting import (
     VECTORS,
     Vector,
@@ -38,18 +39,17 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_the_network_gives_the_released_logits_and_keeps_the_same_patches(vector: Vector):
-    searched = dynamic_vit.load(read_checkpoint(vector.checkpoint), vector.options)
-    assert searched.select is not None
+    searched = DynamicVit().load(read_checkpoint(vector.checkpoint), DynamicVitOptions(**vector.options))
     with torch.inference_mode():
-        logits, kept, _ = searched.select(searched.network("masked"), torch.from_numpy(vector.images))
-    np.testing.assert_allclose(logits.numpy(), vector.logits, rtol=0, atol=2e-6)
-    for found, expected in zip(kept, vector.kept, strict=True):
-        np.testing.assert_array_equal(np.sort(found.numpy(), axis=1), expected)
+        found = searched.trace(searched.pytorch("masked"), torch.from_numpy(vector.images))
+    np.testing.assert_allclose(found.logits.numpy(), vector.logits, rtol=0, atol=2e-6)
+    for kept, expected in zip(found.kept, vector.kept, strict=True):
+        np.testing.assert_array_equal(np.sort(kept.numpy(), axis=1), expected)
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_the_ir_means_the_same(vector: Vector):
-    searched = dynamic_vit.load(read_checkpoint(vector.checkpoint), vector.options)
+    searched = DynamicVit().load(read_checkpoint(vector.checkpoint), DynamicVitOptions(**vector.options))
     validate(searched.masked)
     found = trace(searched.masked, vector.images)
     np.testing.assert_allclose(found.logits, vector.logits, rtol=0, atol=2e-6)
@@ -63,7 +63,7 @@ def test_network_and_ir_agree_on_random_networks(searched):
     images = images_for(searched)
     with torch.inference_mode():
         for variant, model in (("masked", searched.masked), ("dense", searched.dense)):
-            network = searched.network(variant).double()
+            network = searched.pytorch(variant).double()
             logits = network(torch.from_numpy(images).double()).numpy()
             np.testing.assert_allclose(interpret(model, images), logits, rtol=0, atol=1e-9)
 
@@ -71,11 +71,11 @@ def test_network_and_ir_agree_on_random_networks(searched):
 def test_the_dense_network_has_no_predictor_and_keeps_every_token():
     searched = random_searched(small_config())
     assert all(block.select is None for block in searched.dense.blocks)
-    assert not any("score_predictor" in key for key in searched.network("dense").state_dict())
+    assert not any("score_predictor" in key for key in searched.pytorch("dense").state_dict())
 
 
 def test_settings_tell_what_is_in_force():
-    searched = dynamic_vit.load(read_checkpoint(VECTORS[0].checkpoint), VECTORS[0].options)
+    searched = DynamicVit().load(read_checkpoint(VECTORS[0].checkpoint), DynamicVitOptions(**VECTORS[0].options))
     assert searched.settings["keep"] == [137, 96, 67]
     assert searched.settings["keep_ratios"] == pytest.approx([0.7, 0.49, 0.343])
     assert searched.settings["pruning_loc"] == [3, 6, 9]
@@ -102,8 +102,8 @@ def test_published_sizes_need_only_the_keep_rate(shape, expected):
     checkpoint = meta_checkpoint(family, dim, depth, {"base_rate": 0.9})
     weights = Weights(checkpoint.path, checkpoint.state)
     shapes = dynamic_vit.read_shapes(weights, checkpoint)
-    ratios = keep_ratios(shapes, checkpoint.args, ModelOptions())
-    config = dynamic_vit.read_config(weights, shapes, ratios, checkpoint.args, ModelOptions())
+    ratios = keep_ratios(shapes, checkpoint.args, DynamicVitOptions())
+    config = dynamic_vit.read_config(weights, shapes, ratios, checkpoint.args, DynamicVitOptions())
     assert (config.heads, config.pruning_loc) == expected
     assert config.keep == (int(196 * 0.9), int(196 * 0.9**2), int(196 * 0.9**3))
     assert config.skip_lam == (2.0 if shape[0] == "LV-ViT" else 1.0)
@@ -113,8 +113,8 @@ def test_published_sizes_need_only_the_keep_rate(shape, expected):
 
 def load_with(**options: object) -> None:
     base: dict[str, object] = {"num_heads": 2, "pruning_loc": (1, 2), "keep_rate": 0.6}
-    given_options = ModelOptions(**(base | options))  # type: ignore[arg-type]
-    dynamic_vit.load(random_checkpoint(small_config()), given_options)
+    system = DynamicVit()
+    system.load(random_checkpoint(small_config()), system.read_options(base | options))
 
 
 @pytest.mark.parametrize(
@@ -151,21 +151,21 @@ def test_what_cannot_be_used_is_an_error_that_names_the_option(options, error, m
 @pytest.mark.parametrize("skip_lam", [0.0, -1.0, float("inf")])
 def test_a_divisor_must_divide(skip_lam):
     checkpoint = random_checkpoint(small_config(lvvit=True))
-    options = ModelOptions(num_heads=2, pruning_loc=(1, 2), keep_rate=0.6, skip_lam=skip_lam)
+    options = DynamicVitOptions(num_heads=2, pruning_loc=(1, 2), keep_rate=0.6, skip_lam=skip_lam)
     with pytest.raises(OptionError, match="--skip-lam"):
-        dynamic_vit.load(checkpoint, options)
+        DynamicVit().load(checkpoint, options)
 
 
 def test_pruning_locations_and_rates_in_the_training_arguments_are_used_and_checked():
     checkpoint = random_checkpoint(small_config())
     told = dataclasses.replace(checkpoint, args={**checkpoint.args, "pruning_loc": [0, 2], "base_rate": 0.6})
-    assert dynamic_vit.load(told, ModelOptions(num_heads=2)).settings["pruning_loc"] == [0, 2]
+    assert DynamicVit().load(told, DynamicVitOptions(num_heads=2)).settings["pruning_loc"] == [0, 2]
     wrong = dataclasses.replace(checkpoint, args={**told.args, "pruning_loc": "1,2"})
     with pytest.raises(OptionError, match=r"args.pruning_loc: '1,2' are not blocks"):
-        dynamic_vit.load(wrong, ModelOptions(num_heads=2))
+        DynamicVit().load(wrong, DynamicVitOptions(num_heads=2))
     bad = dataclasses.replace(checkpoint, args={**told.args, "base_rate": "high"})
     with pytest.raises(BudgetError, match=r"args.base_rate: 'high' is not a keep rate"):
-        dynamic_vit.load(bad, ModelOptions(num_heads=2))
+        DynamicVit().load(bad, DynamicVitOptions(num_heads=2))
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,9 @@ def test_a_state_dict_of_another_network_is_refused(key, replacement, message):
     state = dict(checkpoint.state) | {key: replacement}
     state = {name: tensor for name, tensor in state.items() if tensor is not None}
     with pytest.raises(CheckpointError, match=message):
-        dynamic_vit.load(
-            dataclasses.replace(checkpoint, state=state), ModelOptions(num_heads=2, pruning_loc=(1, 2), keep_rate=0.6)
+        DynamicVit().load(
+            dataclasses.replace(checkpoint, state=state),
+            DynamicVitOptions(num_heads=2, pruning_loc=(1, 2), keep_rate=0.6),
         )
 
 
@@ -201,24 +202,24 @@ MUTATIONS = {
 @pytest.mark.parametrize("lvvit", [False, True])
 def test_a_weight_of_any_other_shape_or_type_is_a_clean_error(lvvit: bool, mutation: str):
     checkpoint = random_checkpoint(small_config(lvvit=lvvit))
-    options = ModelOptions(num_heads=2, pruning_loc=(1, 2), keep_rate=0.6)
+    options = DynamicVitOptions(num_heads=2, pruning_loc=(1, 2), keep_rate=0.6)
     for key, tensor in checkpoint.state.items():
         if not key.endswith("num_batches_tracked"):
             state = {**checkpoint.state, key: MUTATIONS[mutation](tensor)}
             with pytest.raises((CheckpointError, OptionError)):
-                dynamic_vit.load(dataclasses.replace(checkpoint, state=state), options)
+                DynamicVit().load(dataclasses.replace(checkpoint, state=state), options)
 
 
 def test_options_of_dynamic_vit_are_refused_by_vit_slim():
     with pytest.raises(OptionError, match="--keep-rate: ViT-Slim"):
-        vit_slim.load(random_checkpoint(small_config()), ModelOptions(keep_rate=0.5))
+        VitSlim().read_options({"keep_rate": 0.5})
 
 
 def test_a_stage_that_would_keep_more_than_are_left_keeps_them_all():
     wide = random_searched(small_config(keep=(5, 9)))
     assert [block.select is None for block in wide.masked.blocks] == [True, False, True]
     images = images_for(wide)
-    network = wide.network("masked")
+    network = wide.pytorch("masked")
     assert isinstance(network, DynamicVisionTransformer)
     kept = network.select(torch.from_numpy(images)).kept
     assert [stage.shape[1] for stage in kept] == [5]
@@ -235,7 +236,7 @@ def test_lvvit_divides_both_branches_and_has_no_qkv_bias():
 
 def test_the_ir_shares_memory_with_the_checkpoint():
     checkpoint = random_checkpoint(small_config())
-    model = dynamic_vit.load(checkpoint, ModelOptions(num_heads=2, pruning_loc=(1, 2), keep_rate=0.6)).masked
+    model = DynamicVit().load(checkpoint, DynamicVitOptions(num_heads=2, pruning_loc=(1, 2), keep_rate=0.6)).masked
     weights = {tensor.untyped_storage().data_ptr() for tensor in checkpoint.state.values()}
     bases = [array if array.base is None else array.base for array in arrays(model)]
     shared = sum(np.asarray(base).ctypes.data in weights for base in bases)
@@ -247,7 +248,7 @@ class TestTraining:
 
     def test_hiding_is_dropping_for_the_tokens_that_are_kept(self):
         config = small_config()
-        network = random_searched(config).network("masked").double()
+        network = random_searched(config).pytorch("masked").double()
         assert isinstance(network, DynamicVisionTransformer)
         images = torch.randn(3, 3, *config.image, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -270,7 +271,7 @@ class TestTraining:
     def test_gradients_reach_every_parameter_that_decides(self, lvvit):
         config = small_config(lvvit=lvvit)
         torch.manual_seed(0)
-        network = random_searched(config).network("masked").train()
+        network = random_searched(config).pytorch("masked").train()
         output = network(torch.randn(4, 3, *config.image))
         assert isinstance(output, Masked)
         assert (output.auxiliary is not None) == lvvit
@@ -285,7 +286,7 @@ class TestTraining:
     def test_decisions_are_hard_and_never_come_back(self):
         config = small_config(keep=(6, 3))
         torch.manual_seed(0)
-        network = random_searched(config).network("masked").train()
+        network = random_searched(config).pytorch("masked").train()
         output = network(torch.randn(8, 3, *config.image))
         first, second = output.decisions
         assert set(first.unique().tolist()) <= {0.0, 1.0}

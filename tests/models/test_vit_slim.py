@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from slimc import ir
-from slimc.compiler import load as frontend
+from slimc.compiler.load import load_network
 from slimc.compiler.pipeline import check_passes, compile_model, passes_for
 from slimc.errors import BudgetError, CheckpointError, OptionError
-from slimc.files.checkpoint import Checkpoint
+from slimc.files.checkpoint import Checkpoint, read_checkpoint
 from slimc.ir.interpret.model import interpret
 from slimc.models import vit_slim
-from slimc.models.options import ModelOptions, SearchedModel
+from slimc.models.options import VitSlimOptions
+from slimc.models.system import Network
 from slimc.models.vit_slim_masks import threshold
 from slimc.models.weights import Weights
 from slimc.targets.target import find_target
@@ -37,7 +38,7 @@ class Vector:
 
     folder: str
     checkpoint: Checkpoint
-    searched: SearchedModel
+    searched: Network
     images: ir.FloatArray
     logits: ir.FloatArray
     logits_soft: ir.FloatArray
@@ -58,8 +59,9 @@ def vector(request: pytest.FixtureRequest) -> Vector:
     return load_vector(folder, VECTORS[folder])
 
 
-def load_vector(folder: str, file: str, prefix: str = "", options: ModelOptions | None = None) -> Vector:
-    checkpoint, searched = frontend.load(vectors.DATA / folder / file, options or ModelOptions())
+def load_vector(folder: str, file: str, prefix: str = "", options: dict[str, Any] | None = None) -> Vector:
+    path = vectors.DATA / folder / file
+    checkpoint, searched = read_checkpoint(path), load_network(path, options)
     arrays = vectors.arrays(folder)
     logits, soft = arrays[f"{prefix}logits"], arrays[f"{prefix}logits_soft"]
     return Vector(folder, checkpoint, searched, arrays["images"], logits, soft)
@@ -67,7 +69,7 @@ def load_vector(folder: str, file: str, prefix: str = "", options: ModelOptions 
 
 def soft_network(checkpoint: Checkpoint) -> torch.nn.Module:
     weights = Weights(checkpoint.path, checkpoint.state)
-    config = vit_slim.read_config(weights, checkpoint.path, checkpoint.args, ModelOptions())
+    config = vit_slim.read_config(weights, checkpoint.path, checkpoint.args, VitSlimOptions())
     return vit_slim.build_network(checkpoint, config, None)
 
 
@@ -90,7 +92,7 @@ def assert_close(actual: ir.FloatArray, expected: ir.FloatArray, tolerance: floa
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_pytorch_network_gives_the_official_logits(vector, batch_size):
     images = vector.images[:8]
-    assert_close(run_torch(vector.searched.network("masked"), images, batch_size), vector.logits[:8])
+    assert_close(run_torch(vector.searched.pytorch("masked"), images, batch_size), vector.logits[:8])
     assert_close(run_torch(soft_network(vector.checkpoint), images, batch_size), vector.logits_soft[:8])
 
 
@@ -168,7 +170,7 @@ def digits() -> Vector:
 def answers(digits) -> dict[str, ir.FloatArray]:
     slim = compile_model(digits.searched.masked, passes_for(find_target("generic")))
     return {
-        "torch": run_torch(digits.searched.network("masked"), digits.images, 60),
+        "torch": run_torch(digits.searched.pytorch("masked"), digits.images, 60),
         "masked": run_batches(digits.searched.masked, digits.images, 60),
         "slim": run_batches(slim, digits.images, 60),
     }
@@ -192,12 +194,12 @@ def test_masked_and_slim_agree_on_every_digit(answers):
 def test_the_searched_file_needs_budgets_and_then_gives_its_logits():
     with pytest.raises(BudgetError, match=r"searched.pth: a search-stage checkpoint.*--budget-attn"):
         load_vector("vitslim-digits-a", "searched.pth")
-    budgets = ModelOptions(budget_attn=0.6, budget_mlp=0.6, budget_patch=0.7)
+    budgets = {"budget_attn": 0.6, "budget_mlp": 0.6, "budget_patch": 0.7}
     searched = load_vector("vitslim-digits-a", "searched.pth", "searched_", budgets)
     expected = vectors.meta("vitslim-digits-a")["thresholds"]
     assert list(searched.searched.details["thresholds"].values()) == expected
     images = searched.images[:8]
-    assert_close(run_torch(searched.searched.network("masked"), images, 8), searched.logits[:8])
+    assert_close(run_torch(searched.searched.pytorch("masked"), images, 8), searched.logits[:8])
     assert_close(run_torch(soft_network(searched.checkpoint), images, 8), searched.logits_soft[:8])
     slim = compile_model(searched.searched.masked, passes_for(find_target("generic")))
     assert_close(run_onnx(emitted(slim, batch_size=8), images), searched.logits[:8])
@@ -225,12 +227,12 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 
 def load_small(
-    path: Path, recipe: Recipe, options: ModelOptions | None = None, **others: Any
-) -> tuple[Checkpoint, SearchedModel]:
+    path: Path, recipe: Recipe, options: dict[str, Any] | None = None, **others: Any
+) -> tuple[Checkpoint, Network]:
     """A checkpoint of `recipe` as slimc understands it, with the arguments its training script would have saved."""
     args = arguments(input_size=list(recipe.image), uniform_search=recipe.zeta == "uniform", **others)
     file = save(path / "small.pth", {"model": state_dict(recipe), "args": args})
-    return frontend.load(file, ModelOptions() if options is None else options)
+    return read_checkpoint(file), load_network(file, options)
 
 
 def images_for(recipe: Recipe) -> ir.FloatArray:
@@ -243,7 +245,7 @@ def test_every_kind_of_network_is_that_of_the_definition(tmp_path, recipe):
     masks = spec.hard_masks(state, recipe, (0.7, 0.7, 0.7))
     expected = spec.forward(state, recipe, masks, images.astype(np.float64))
     np.testing.assert_allclose(interpret(searched.masked, images), expected, rtol=0, atol=1e-10)
-    assert_close(run_torch(searched.network("masked"), images, 3), expected)
+    assert_close(run_torch(searched.pytorch("masked"), images, 3), expected)
     slim = compile_model(searched.masked, passes_for(find_target("generic")))
     assert_close(run_onnx(emitted(slim, batch_size=3), images), expected)
 
@@ -252,7 +254,7 @@ def test_every_kind_of_soft_network_is_that_of_the_definition(tmp_path, recipe):
     checkpoint, _ = load_small(tmp_path, recipe)
     state, images = state_dict(recipe), images_for(recipe)
     weights = Weights(checkpoint.path, checkpoint.state)
-    config = vit_slim.read_config(weights, checkpoint.path, checkpoint.args, ModelOptions())
+    config = vit_slim.read_config(weights, checkpoint.path, checkpoint.args, VitSlimOptions())
     expected = spec.forward(state, recipe, spec.soft_masks(state, recipe), images.astype(np.float64))
     assert_close(run_torch(vit_slim.build_network(checkpoint, config, None), images, 3), expected)
 
@@ -263,11 +265,11 @@ def test_the_dense_network_has_every_mask_at_one(tmp_path, recipe):
     ones = [tuple(np.ones_like(mask) for mask in layer) for layer in spec.soft_masks(state, recipe)]
     expected = spec.forward(state, recipe, ones, images.astype(np.float64))  # type: ignore[arg-type]
     np.testing.assert_allclose(interpret(searched.dense, images), expected, rtol=0, atol=1e-10)
-    assert_close(run_torch(searched.network("dense"), images, 3), expected)
+    assert_close(run_torch(searched.pytorch("dense"), images, 3), expected)
 
 
 def test_budgets_of_one_keep_everything(tmp_path):
-    _, searched = load_small(tmp_path, Recipe(), ModelOptions(budget_attn=1.0, budget_mlp=1.0, budget_patch=1.0))
+    _, searched = load_small(tmp_path, Recipe(), {"budget_attn": 1.0, "budget_mlp": 1.0, "budget_patch": 1.0})
     images = images_for(Recipe())
     np.testing.assert_allclose(
         interpret(searched.masked, images), interpret(searched.dense, images), rtol=0, atol=1e-12
@@ -289,7 +291,7 @@ def test_ties_at_the_threshold_are_kept(tmp_path):
     state["blocks.0.mlp.zeta"] = torch.tensor([[[0.1] * 4 + [0.5] * 11 + [0.9]]])
     state["blocks.0.attn.patch_zeta"] = torch.tensor([[[3.0]] + [[12.0]] * 3 + [[20.0]] * 6])  # tanh is 1 from 12 on
     file = save(tmp_path / "ties.pth", {"model": state, "args": arguments(mlp=0.5, patch=0.5)})
-    _, searched = frontend.load(file, ModelOptions())
+    searched = load_network(file, {})
     mlp = searched.masked.blocks[0].mlp
     assert isinstance(mlp, ir.Mlp)
     np.testing.assert_array_equal(np.asarray(mlp.mask), [0.0] * 4 + [1.0] * 12)
@@ -304,7 +306,7 @@ def test_a_patch_that_a_later_layer_keeps_is_kept_in_all_earlier_ones(tmp_path):
         zeta[0, kept] = 1.0
         state[f"blocks.{layer}.attn.patch_zeta"] = zeta
     file = save(tmp_path / "or.pth", {"model": state, "args": arguments(patch=0.2)})
-    _, searched = frontend.load(file, ModelOptions())
+    searched = load_network(file, {})
     attentions = [block.attention for block in searched.masked.blocks]
     found = [np.flatnonzero(a.token_mask).tolist() for a in attentions if isinstance(a, ir.Attention)]  # type: ignore[arg-type]
     assert found == [[1, 2, 3], [1, 2, 3], [3]]
@@ -312,25 +314,25 @@ def test_a_patch_that_a_later_layer_keeps_is_kept_in_all_earlier_ones(tmp_path):
 
 def test_qk_scale_replaces_the_scale_of_the_original_width(tmp_path):
     recipe = Recipe()
-    _, searched = load_small(tmp_path, recipe, ModelOptions(qk_scale=0.9))
+    _, searched = load_small(tmp_path, recipe, {"qk_scale": 0.9})
     state, images = state_dict(recipe), images_for(recipe)
     masks = spec.hard_masks(state, recipe, (0.7, 0.7, 0.7))
     expected = spec.forward(state, recipe, masks, images.astype(np.float64), scale=0.9)
     np.testing.assert_allclose(interpret(searched.masked, images), expected, rtol=0, atol=1e-10)
-    assert_close(run_torch(searched.network("masked"), images, 3), expected)
+    assert_close(run_torch(searched.pytorch("masked"), images, 3), expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_scale_that_is_none_is_refused(tmp_path, scale):
     with pytest.raises(OptionError, match=r"--qk-scale: .* expected a positive number"):
-        load_small(tmp_path, Recipe(), ModelOptions(qk_scale=scale))
+        load_small(tmp_path, Recipe(), {"qk_scale": scale})
 
 
 def test_the_grid_is_what_the_user_says_before_what_the_file_says(tmp_path):
     recipe = Recipe(patch=(4, 4), grid=(14, 14), dim=4, heads=2, hidden=4, depth=1)  # 56 x 56 unless told otherwise
     _, square = load_small(tmp_path, recipe)
     assert (square.masked.image, square.masked.grid) == ((56, 56), (14, 14))
-    _, wide = load_small(tmp_path, recipe, ModelOptions(img_size=(28, 112)))
+    _, wide = load_small(tmp_path, recipe, {"img_size": (28, 112)})
     assert (wide.masked.image, wide.masked.grid) == ((28, 112), (7, 28))
     oblong = Recipe(patch=(4, 4), grid=(7, 28), dim=4, heads=2, hidden=4, depth=1)
     images = images_for(oblong)
@@ -342,24 +344,24 @@ def test_the_grid_is_what_the_user_says_before_what_the_file_says(tmp_path):
 @pytest.mark.parametrize("size", [(28, 56), (0, 0), (57, 57), (-56, -56)])
 def test_an_image_size_with_another_number_of_patches_is_refused(tmp_path, size):
     with pytest.raises(OptionError, match=r"--img-size: .* does not give the 9 patches of 2x2 pixels"):
-        load_small(tmp_path, Recipe(), ModelOptions(img_size=size))
+        load_small(tmp_path, Recipe(), {"img_size": size})
 
 
 def test_patches_that_make_no_square_need_an_image_size(tmp_path):
     file = save(tmp_path / "grid.pth", {"model": state_dict(Recipe(grid=(2, 5))), "args": arguments()})
     with pytest.raises(OptionError, match="--img-size: 10 patches make no square grid"):
-        frontend.load(file, ModelOptions())
+        load_network(file, {})
 
 
 def test_gradients_reach_zetas_while_soft_and_weights_once_compressed(tmp_path):
     checkpoint, searched = load_small(tmp_path, Recipe())
     images = torch.from_numpy(images_for(Recipe()))
     weights = Weights(checkpoint.path, checkpoint.state)
-    config = vit_slim.read_config(weights, checkpoint.path, checkpoint.args, ModelOptions())
+    config = vit_slim.read_config(weights, checkpoint.path, checkpoint.args, VitSlimOptions())
     soft = vit_slim.build_network(checkpoint, config, None).train()
     soft(images).square().sum().backward()
     assert [name for name, p in soft.named_parameters() if p.grad is None or not p.grad.any()] == []
-    hard = searched.network("masked").train()
+    hard = searched.pytorch("masked").train()
     hard(images).square().sum().backward()
     idle = {name for name, p in hard.named_parameters() if p.grad is None}
     assert idle == {name for name, _ in hard.named_parameters() if name.endswith("zeta")}
@@ -370,7 +372,7 @@ class TestErrors:
 
     def load(self, tmp_path: Path, state: dict[str, torch.Tensor], args: argparse.Namespace | None = None) -> None:
         content = {"model": state, "args": arguments() if args is None else args}
-        frontend.load(save(tmp_path / "bad.pth", content), ModelOptions())
+        load_network(save(tmp_path / "bad.pth", content), {})
 
     @pytest.mark.parametrize("key", sorted(state_dict()))
     def test_a_missing_key(self, tmp_path, key):
@@ -429,13 +431,13 @@ class TestErrors:
 
     def test_a_number_of_heads_that_contradicts_the_zetas(self, tmp_path):
         with pytest.raises(OptionError, match="--num-heads: 4 contradicts the checkpoint, whose zetas have 3 heads"):
-            load_small(tmp_path, Recipe(), ModelOptions(num_heads=4))
+            load_small(tmp_path, Recipe(), {"num_heads": 4})
 
     def test_a_single_zeta_needs_to_be_told_its_heads(self, tmp_path):
         state = state_dict(Recipe(zeta="uniform", dim=6, heads=6))
         file = save(tmp_path / "one.pth", {"model": state, "args": arguments()})
-        _, as_heads = frontend.load(file, ModelOptions(num_heads=6))
-        _, as_one = frontend.load(file, ModelOptions())
+        as_heads = load_network(file, {"num_heads": 6})
+        as_one = load_network(file, {})
         counts = [len(m.masked.blocks[0].attention.heads) for m in (as_heads, as_one)]  # type: ignore[union-attr]
         assert counts == [6, 1]
 

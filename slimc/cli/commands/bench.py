@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from slimc.cli.console import Output
     from slimc.evaluate.latency import Measurement, Realised
 
+SUMMARY = "Time models, engines and checkpoints side by side."
 HELP = """Time models, engines and checkpoints in interleaved rounds.
 
 A checkpoint is compared with itself: dense, masked and slim, with the realised share of the cut in arithmetic,
@@ -22,8 +23,10 @@ A checkpoint is compared with itself: dense, masked and slim, with the realised 
 EXAMPLE = "Example: slimc bench checkpoint.pth --backend onnxruntime --backend openvino --threads 1 --plot latency.png"
 
 
+@opt.takes_checkpoint
 def command(
     sources: Annotated[list[Path], typer.Argument(metavar="ARTIFACT|CKPT...", help="What to time.")],
+    given: opt.Given,
     backend: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,121 +34,112 @@ def command(
         ),
     ] = None,
     threads: opt.Threads = None,
+    seconds: Annotated[float, typer.Option(help="Time to spend on each network, warming up included.")] = 3.0,
     batch_size: Annotated[
         list[int] | None, typer.Option(help="For checkpoints; may be given several times. Default: 1.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Time to spend on each network, at least.")] = 3.0,
-    target: Annotated[str | None, typer.Option(help="For checkpoints. Default: what suits the back end.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="For checkpoints. Default: what suits the back end.", rich_help_panel=opt.TARGET),
+    ] = None,
     tuning: opt.TuningFile = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Compile checkpoints in float16.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compile checkpoints in bfloat16.")] = False,
-    csv: Annotated[Path | None, typer.Option(metavar="OUT.csv", help="Write the figures as a table.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw the latencies (.png, .pdf, .svg).")] = None,
-    budget: opt.Budget = None,
-    budget_attn: opt.BudgetAttn = None,
-    budget_mlp: opt.BudgetMlp = None,
-    budget_patch: opt.BudgetPatch = None,
-    ema: opt.Ema = None,
-    img_size: opt.ImgSize = None,
-    num_heads: opt.NumHeads = None,
-    qk_scale: opt.QkScale = None,
-    keep_rate: opt.KeepRate = None,
-    keep_ratios: opt.KeepRatios = None,
-    pruning_loc: opt.PruningLoc = None,
-    skip_lam: opt.SkipLam = None,
-    ada_head: opt.AdaHead = None,
-    ada_token_with_mlp: opt.AdaTokenWithMlp = None,
+    precision: opt.PrecisionName = None,
+    fp16: opt.Fp16 = False,
+    bf16: opt.Bf16 = False,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="OUT.csv", help="Write the figures as a table.", rich_help_panel=opt.OUTPUT)
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.png", help="Draw the latencies (.png, .pdf, .svg).", rich_help_panel=opt.OUTPUT),
+    ] = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Time SOURCES."""
-    import tempfile
-
+    import slimc
     from slimc.cli.console import Output
-    from slimc.compiler.variants import BenchOptions, subjects
-    from slimc.evaluate.latency import load_warning, measure, realised, warnings
+    from slimc.cli.results import bench_json
+    from slimc.evaluate.latency import load_warning, realised, thread_warning, warnings
 
-    model_options = opt.model_options(
-        opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch),
-        img_size,
-        num_heads,
-        qk_scale,
-        opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam),
-        opt.DecisionOptions(ada_head, ada_token_with_mlp),
-    )
     _check_outputs(csv, plot)
     out = Output(json, quiet)
-    options = BenchOptions(
-        backends=tuple(backend or ("auto",)),
+    doubts = [doubt for doubt in (load_warning(), thread_warning(threads)) if doubt is not None]
+    measurements = slimc.bench(
+        sources,
+        backend=backend or "auto",
         threads=threads,
-        batch_sizes=tuple(batch_size or ()),
+        batch_size=batch_size,
+        seconds=seconds,
         target=target,
         tuning=tuning,
-        precision=opt.precision(fp16, bf16),
-        model_options=model_options,
-        ema=ema,
+        precision=opt.read_precision(precision, fp16=fp16, bf16=bf16),
+        ema=given.ema,
+        progress=out.progress,
+        **given.options,
     )
-    busy = load_warning()
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        found = subjects(sources, options, Path(directory), out.step)
-        with out.step(f"timing {len(found)} networks, {seconds:g} s each"):
-            measurements = measure(found, seconds)
-    shares, doubts = realised(measurements), [*([busy] if busy else []), *warnings(measurements)]
-    out.result(
-        {
-            "networks": [m.summary() for m in measurements],
-            "realised": [_to_json(share) for share in shares],
-            "warnings": doubts,
-        }
-    )
-    _print_report(out, measurements, shares)
-    for doubt in doubts:
-        out.warn(doubt)
+    shares, doubts = realised(measurements), [*doubts, *warnings(measurements)]
+    written = [path for path in (csv, plot) if path is not None]
+    replaced = [path for path in written if path.exists()]
     if csv is not None:
         _write_csv(measurements, csv)
-        out.print(f"wrote {csv}")
     if plot is not None:
         from slimc.report.latency import plot_latencies
 
         plot_latencies(measurements, plot)
-        out.print(f"wrote {plot}")
+    out.result(
+        "bench",
+        bench_json(measurements, shares, doubts),
+        inputs=dict.fromkeys(source for source in sources),
+        outputs=written,
+    )
+    _print_report(out, measurements, shares)
+    for doubt in doubts:
+        out.warn(doubt)
+    if written:
+        out.print(f"wrote {' and '.join(map(str, written))}{opt.overwritten(replaced)}")
 
 
 def _check_outputs(csv: Path | None, plot: Path | None) -> None:
     """Find out before minutes of timing whether the results can be written."""
     if csv is not None:
-        from slimc.files.output import check_writable
+        from slimc.files.output import check_output
 
-        check_writable(csv)
+        check_output(csv, (".csv",), "--csv")
     if plot is not None:
         from slimc.report.structure import check_plot
 
         check_plot(plot)
 
 
-def _to_json(share: Realised) -> dict[str, object]:
-    return {
-        "family": share.family,
-        "speedup": share.speedup.median,
-        "speedup_p10": share.speedup.low,
-        "speedup_p90": share.speedup.high,
-        "macs_ratio": share.macs_ratio,
-        "realised_share": share.share,
-    }
-
-
 def _print_report(out: Output, measurements: Sequence[Measurement], shares: Sequence[Realised]) -> None:
+    figures = [m.summary(measurements[0]) for m in measurements]
+    facts = {
+        "back end": [m.subject.session.backend for m in measurements],
+        "batch": [str(m.subject.batch_size) for m in measurements],
+        "precision": [m.subject.precision or "?" for m in measurements],
+        "target": [m.subject.target or "?" for m in measurements],
+        "threads": ["default" if m.subject.threads is None else str(m.subject.threads) for m in measurements],
+    }
+    shared = {name: values[0] for name, values in facts.items() if len(set(values)) == 1}
+    columns = {name: values for name, values in facts.items() if name not in shared}
+    out.print(", ".join(f"{name} {value}" for name, value in shared.items()))
     rows = [
         (
-            m.subject.name,
-            *(f"{value * 1e3:.3f}" for value in (m.median, m.percentile(90), m.percentile(99), m.latencies.min())),
+            m.subject.label or m.subject.name,
+            *(values[i] for values in columns.values()),
+            f"{m.median * 1e3:.3f}",
+            f"{row['ratio']:.3f}",
+            *("-" if row[tail] is None else f"{row[tail]:.3f}" for tail in ("p90_ms", "p99_ms")),
+            f"{row['min_ms']:.3f}",
             f"{m.variation:.1%}",
             f"{m.throughput:.1f}",
             str(len(m.latencies)),
         )
-        for m in measurements
+        for i, (m, row) in enumerate(zip(measurements, figures, strict=True))
     ]
-    out.table("", ("", "median ms", "p90 ms", "p99 ms", "min ms", "variation", "images/s", "runs"), rows)
+    timed = ("median ms", "of first", "p90 ms", "p99 ms", "min ms", "variation", "images/s", "runs")
+    out.table("", ("network", *columns, *timed), rows)
     for share in shares:
         realised = "no cut in MACs" if share.share is None else f"realised share {share.share:.1%} of the cut in MACs"
         out.print(
@@ -159,7 +153,7 @@ def _write_csv(measurements: Sequence[Measurement], path: Path) -> None:
 
     from slimc.files.output import replacing
 
-    rows = [m.summary() for m in measurements]
+    rows = [m.summary(measurements[0]) for m in measurements]
     with replacing(path) as (temporary,), temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

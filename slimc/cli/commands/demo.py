@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from slimc.cli.console import Output
     from slimc.cli.demo import DemoResult
 
+SUMMARY = "Compile the bundled checkpoint and compare dense, masked, slim."
 HELP = """Compile the bundled checkpoint, verify it, and compare the dense, masked and slim networks.
 
 The checkpoint was searched and retrained on handwritten digits; it and 360 test digits are shipped with slimc."""
@@ -22,7 +23,13 @@ EXAMPLE = "Example: slimc demo --output demo"
 def command(
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Keep the models here; default: nothing is kept."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Keep the checkpoint and the models here; default: nothing is kept.",
+            rich_help_panel=opt.OUTPUT,
+        ),
     ] = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -31,36 +38,24 @@ def command(
     import tempfile
 
     from slimc.cli.console import Output
-    from slimc.cli.demo import run_demo
-    from slimc.errors import OutputError
+    from slimc.cli.demo import CHECKPOINT, keep_checkpoint, run_demo
+    from slimc.cli.results import demo_json
 
     out = Output(json, quiet)
     if output is None:
         with tempfile.TemporaryDirectory(prefix="slimc-demo-") as directory:
-            result = run_demo(Path(directory), step=out.step)
+            result = run_demo(Path(directory), progress=out.progress)
+            out.result("demo", demo_json(result))
     else:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{output}: cannot be made a directory: {error.strerror}") from None
-        result = run_demo(output, step=out.step)
-    out.result(_to_json(result))
+        replaced = keep_checkpoint(output)
+        result = run_demo(output, progress=out.progress)
+        models = [report.onnx for report in result.reports.values()]
+        out.result("demo", demo_json(result), outputs=[output / CHECKPOINT, *models])
+        replaced += [path for report in result.reports.values() for path in report.replaced]
     _print(out, result)
     if output is not None:
-        out.print(f"the models are in {output}")
-
-
-def _to_json(result: DemoResult) -> dict[str, object]:
-    counts = {name: report.compiled.slim for name, report in result.reports.items()}
-    return {
-        "digits": result.digits,
-        "correct": result.correct,
-        "agreement": result.agreement,
-        "params": {name: count.params for name, count in counts.items()},
-        "macs": {name: count.macs for name, count in counts.items()},
-        "latency": result.latency,
-        "verify": {name: report.to_json()["verify"] for name, report in result.reports.items()},
-    }
+        out.print(f"the checkpoint and the models are in {output}{opt.overwritten(replaced)}")
+        out.print(f"try: slimc inspect {output / CHECKPOINT}")
 
 
 def _print(out: Output, result: DemoResult) -> None:
@@ -74,9 +69,9 @@ def _print(out: Output, result: DemoResult) -> None:
                 f"{result.correct[name]} / {result.digits}",
                 f"{count.params:,}",
                 f"{count.macs / 1e6:.1f} M",
-                f"{count.macs / dense.macs:.2f}",
+                f"{count.macs / dense.macs:.0%}",
                 f"{result.latency[name] * 1e3:.2f} ms",
-                f"{result.latency[name] / result.latency['dense']:.2f}",
+                f"{result.latency[name] / result.latency['dense']:.0%}",
                 "-" if found is None else f"{found.max_rel:.1e}",
             )
         )

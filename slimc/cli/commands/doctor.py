@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slimc.cli import options as opt
 
+SUMMARY = "Tell what this machine can do, and what to install."
 HELP = """Tell what this machine can compile, build, run and time, and the command that installs what is missing."""
 EXAMPLE = "Example: slimc doctor --json"
 
@@ -16,10 +17,10 @@ def command(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     from slimc.cli.doctor import abilities, examine
 
     out = Output(json, quiet)
-    with out.step("looking around"):
+    with out.progress("looking around"):
         findings = examine()
     able = abilities(findings)
-    out.result({"findings": [{**asdict(finding), "works": finding.works} for finding in findings], "able": able})
+    out.result("doctor", {"findings": [{**asdict(f), "works": f.works} for f in findings], "able": able})
     out.table(
         "",
         ("", "found", "for", "to install"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from slimc.cli.console import Output
     from slimc.compiler.verify import Verdict
 
+SUMMARY = "Compare models and engines with the PyTorch network."
 HELP = """Compare models (.onnx) and engines (.engine) with the PyTorch network, by the reference that export wrote.
 
 The last line is PASSED or FAILED; the exit status is 1 where an artefact fails. Needs neither torch nor timm unless
@@ -20,8 +21,10 @@ The last line is PASSED or FAILED; the exit status is 1 where an artefact fails.
 EXAMPLE = "Example: slimc verify small.onnx small.engine --against small.reference.npz"
 
 
+@opt.takes_checkpoint
 def command(
     artefacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Models and engines.")],
+    given: opt.Given,
     against: Annotated[
         Path | None,
         typer.Option(metavar="CKPT|ONNX|NPZ", help="Default: the .reference.npz beside each artefact."),
@@ -33,65 +36,36 @@ def command(
         float | None,
         typer.Option(help="Share of the logits' spread. Default: by precision, 1e-4 fp32, 1e-2 fp16, 8e-2 bf16."),
     ] = None,
-    budget: opt.Budget = None,
-    budget_attn: opt.BudgetAttn = None,
-    budget_mlp: opt.BudgetMlp = None,
-    budget_patch: opt.BudgetPatch = None,
-    ema: opt.Ema = None,
-    img_size: opt.ImgSize = None,
-    num_heads: opt.NumHeads = None,
-    qk_scale: opt.QkScale = None,
-    keep_rate: opt.KeepRate = None,
-    keep_ratios: opt.KeepRatios = None,
-    pruning_loc: opt.PruningLoc = None,
-    skip_lam: opt.SkipLam = None,
-    ada_head: opt.AdaHead = None,
-    ada_token_with_mlp: opt.AdaTokenWithMlp = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Verify every artefact."""
+    import slimc
     from slimc.cli.console import Output
-
-    model_options = opt.model_options(
-        opt.BudgetOptions(budget, budget_attn, budget_mlp, budget_patch),
-        img_size,
-        num_heads,
-        qk_scale,
-        opt.SelectionOptions(keep_rate, keep_ratios, pruning_loc, skip_lam),
-        opt.DecisionOptions(ada_head, ada_token_with_mlp),
-    )
-
-    from slimc.compiler.verify import Against, verify
+    from slimc.cli.results import verify_json
 
     out = Output(json, quiet)
-    source = Against(against, data, model_options, ema)
-    verdicts = []
-    for path in artefacts:
-        with out.step(f"running {path.name}"):
-            verdicts.append(verify(path, source, backend=backend, threads=threads, tolerance=tolerance))
+    verdicts = [
+        slimc.verify(
+            path,
+            against=against,
+            data=data,
+            backend=backend,
+            threads=threads,
+            tolerance=tolerance,
+            ema=given.ema,
+            progress=out.progress,
+            **given.options,
+        )
+        for path in artefacts
+    ]
     passed = all(verdict.passed for verdict in verdicts)
-    out.result({"artefacts": [_to_json(verdict) for verdict in verdicts], "passed": passed})
+    read = [*artefacts, *([] if against is None else [against])]
+    out.result("verify", verify_json(verdicts), inputs=dict.fromkeys(read))
     _print_report(out, verdicts)
     out.print("PASSED" if passed else "FAILED")
     if not passed:
         raise typer.Exit(1)
-
-
-def _to_json(verdict: Verdict) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from slimc.evaluate.logits import summary
-
-    return {
-        "path": str(verdict.artefact.path),
-        "precision": verdict.artefact.precision,
-        "backend": verdict.backend,
-        "passed": verdict.passed,
-        "failure": verdict.failure or None,
-        "comparison": None if verdict.comparison is None else summary(verdict.comparison),
-        **({} if verdict.agreement is None else {verdict.agreement.key: asdict(verdict.agreement)}),
-    }
 
 
 def _agreement_rows(verdicts: list[Verdict]) -> list[tuple[str, list[str]]]:
@@ -118,6 +92,12 @@ def _agreement_rows(verdicts: list[Verdict]) -> list[tuple[str, list[str]]]:
     ]
 
 
+def _worst(verdict: Verdict) -> str:
+    if verdict.worst_file is not None:
+        return verdict.worst_file.name
+    return "-" if verdict.comparison is None else str(verdict.comparison.worst_input)
+
+
 def _print_report(out: Output, verdicts: list[Verdict]) -> None:
     """One column an artefact."""
     found = [verdict.comparison for verdict in verdicts]
@@ -134,7 +114,7 @@ def _print_report(out: Output, verdicts: list[Verdict]) -> None:
         ("top-1 agreement", [f"{c.top1_agreement:.1%}" if c else "-" for c in found]),
         ("top-5 agreement", [f"{c.top5_agreement:.1%}" if c else "-" for c in found]),
         ("smallest margin", [f"{c.margin:.3e}" if c else "-" for c in found]),
-        ("worst input", [str(c.worst_input) if c else "-" for c in found]),
+        ("worst input", [_worst(verdict) for verdict in verdicts]),
         *_agreement_rows(verdicts),
         ("verdict", ["passed" if verdict.passed else "failed" for verdict in verdicts]),
     ]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimc import ir
-from slimc.compiler.limits import Usage, needed_macs, patches_used
+from slimc.compiler.limits import needed_macs
+from slimc.ir.gate_usage import Usage, patches_used
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 

@@ -1,0 +1,208 @@
+"""What ``slimc inspect`` finds out, and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import slimc
+from slimc.cli.results import compiled_json, counts_json
+from slimc.errors import OptionError
+from slimc.models.systems import find_system
+
+if TYPE_CHECKING:
+    from slimc.evaluate.progress import Progress
+    from slimc.files.metadata import Metadata
+    from slimc.files.structure import Structure
+    from slimc.models.system import Network
+    from slimc.report.gate_usage import UsageReport
+    from slimc.report.structure import KeptPatches
+    from slimc.targets.count import Counts
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What is left of a network.
+
+    Attributes:
+        values: for ``--json``.
+        title: the system, as people call it.
+        variant: "slim", "masked" or "dense".
+        facts: further facts for people, by name.
+        structure: layer by layer.
+        dense: parameters and MACs with every mask at one.
+        slim: those that are left.
+        sha256: of the checkpoint, where it is known.
+        usage: how often the parts of a network that decides by image are used, where that was asked for.
+        warnings: what a user should know.
+        replaced: pictures that were there before.
+    """
+
+    values: Mapping[str, Any]
+    title: str
+    variant: str
+    facts: tuple[tuple[str, str], ...]
+    structure: Structure
+    dense: Counts
+    slim: Counts
+    sha256: str | None = None
+    usage: UsageReport | None = None
+    warnings: tuple[str, ...] = ()
+    replaced: tuple[Path, ...] = ()
+
+
+def inspect_checkpoint(
+    source: Path,
+    options: Mapping[str, Any],
+    ema: bool | None,
+    how: Mapping[str, Any],
+    plot: Path | None,
+    image: Path | None,
+    progress: Progress,
+) -> Inspection:
+    """A checkpoint, compiled as `how` says and `slimc.compile` takes it."""
+    with progress(f"reading {source.name}"):
+        network = slimc.load(source, ema=ema, **options)
+    compiled = slimc.compile(network, **how, progress=progress)
+    kept = None if image is None else _kept_by_network(network, image)
+    facts = network.system.facts(network.settings, network.details)
+    values = {**compiled_json(compiled), **_kept_json(kept), **asdict(compiled.structure)}
+    found = Inspection(
+        values=values,
+        title=network.system.title,
+        variant="slim",
+        facts=facts,
+        structure=compiled.structure,
+        dense=compiled.dense,
+        slim=compiled.slim,
+        sha256=network.sha256,
+        warnings=network.warnings,
+        replaced=_existing(plot),
+    )
+    _draw(found, source, plot, kept, progress)
+    return found
+
+
+def inspect_model(source: Path, plot: Path | None, image: Path | None, progress: Progress) -> Inspection:
+    """An ONNX model, by what it says about itself."""
+    metadata = slimc.read_metadata(source)
+    kept = None if image is None else _kept_by_model(source, metadata, image)
+    system = find_system(metadata.system)
+    values = {
+        "system": metadata.system,
+        "variant": metadata.variant,
+        "target": metadata.target,
+        "precision": metadata.precision,
+        "settings": dict(metadata.settings),
+        "adaptive": metadata.details.get("adaptive"),
+        "limits": metadata.details.get("limits"),
+        "warnings": [],
+        **counts_json(metadata.dense, metadata.slim),
+        **_kept_json(kept),
+        **asdict(metadata.structure),
+    }
+    facts = () if system is None else system.facts(metadata.settings, metadata.details)
+    found = Inspection(
+        values=values,
+        title=metadata.system if system is None else system.title,
+        variant=metadata.variant,
+        facts=(*facts, ("compiled for", f"{metadata.target}, {metadata.precision}, slimc {metadata.version}")),
+        structure=metadata.structure,
+        dense=metadata.dense,
+        slim=metadata.slim,
+        replaced=_existing(plot),
+    )
+    _draw(found, source, plot, kept, progress)
+    return found
+
+
+def inspect_usage(
+    source: Path, options: Mapping[str, Any], ema: bool | None, data: Path, plot: Path | None, progress: Progress
+) -> Inspection:
+    """What a checkpoint of a system that decides by image decides on the images in `data`.
+
+    Raises:
+        OptionError: it decides nothing, is a model, or there are no images.
+    """
+    from slimc.compiler.adaptive import observe
+    from slimc.files.images import image_files
+    from slimc.report.gate_usage import report
+
+    if source.suffix == ".onnx":
+        raise OptionError(f"--data: {source} is a model; expected an AdaViT checkpoint")
+    files = image_files(data)
+    with progress(f"reading {source.name}"):
+        network = slimc.load(source, ema=ema, **options)
+    if not network.system.decides:
+        raise OptionError(f"--data: {network.system.title} networks decide nothing for each image")
+    with progress(f"running the network on {len(files)} images") as advance:
+        usage = observe(network, files, advance)
+    compiled = slimc.compile(network, variant="dense")
+    found = report(usage, network.masked, compiled.dense.macs)
+    replaced = _existing(plot)
+    if plot is not None:
+        from slimc.report.usage_plot import plot_usage
+
+        with progress("drawing"):
+            plot_usage(found, network.masked.grid, source.name, plot)
+    macs = {"dense": found.macs_dense, "mean": found.mean_macs, "quantiles": found.quantiles}
+    values = {"system": network.system.name, "settings": dict(network.settings), **asdict(found), "macs": macs}
+    return Inspection(
+        values=values,
+        title=network.system.title,
+        variant="masked",
+        facts=network.system.facts(network.settings, network.details),
+        structure=compiled.structure,
+        dense=compiled.dense,
+        slim=compiled.slim,
+        sha256=network.sha256,
+        usage=found,
+        replaced=replaced,
+    )
+
+
+def _existing(path: Path | None) -> tuple[Path, ...]:
+    return (path,) if path is not None and path.exists() else ()
+
+
+def _kept_json(kept: KeptPatches | None) -> dict[str, Any]:
+    return {} if kept is None else {"kept_patches": [patches.tolist() for patches in kept.kept]}
+
+
+def _draw(found: Inspection, source: Path, plot: Path | None, kept: KeptPatches | None, progress: Progress) -> None:
+    if plot is None:
+        return
+    from slimc.report.structure import plot_structure
+
+    with progress("drawing"):
+        plot_structure(found.structure, f"{source.name} ({found.variant})", plot, kept)
+
+
+def _kept_by_model(source: Path, metadata: Metadata, image: Path) -> KeptPatches:
+    """What the selections of the ONNX model `source` keep of `image`."""
+    from slimc.evaluate.selections import run_selected
+    from slimc.files.images import load_images, pixels
+    from slimc.report.structure import KeptPatches
+
+    if not metadata.structure.selecting:
+        raise OptionError(f"--image: {source} selects no patches by the image")
+    images = load_images([image], metadata.structure.image, metadata.preprocessing, "--image")
+    kept = run_selected(source, images).kept
+    return KeptPatches(pixels(images, metadata.preprocessing)[0], tuple(patches[0] for patches in kept))
+
+
+def _kept_by_network(network: Network, image: Path) -> KeptPatches:
+    """What the selections of a checkpoint's PyTorch network keep of `image`."""
+    import torch
+
+    from slimc.files.images import load_images, pixels
+    from slimc.report.structure import KeptPatches
+
+    if not network.selects:
+        raise OptionError(f"--image: {network.system.title} networks select no patches by the image")
+    images = load_images([image], network.masked.image, network.preprocessing, "--image")
+    with torch.inference_mode():
+        kept = network.trace(network.pytorch("masked"), torch.from_numpy(images)).kept
+    return KeptPatches(pixels(images, network.preprocessing)[0], tuple(patches[0].numpy() for patches in kept))

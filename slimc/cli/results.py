@@ -1,0 +1,138 @@
+"""Reports as the plain values of ``--json``: docs/json.md says what every key means, and in which unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slimc.cli.demo import DemoResult
+    from slimc.compiler.compile import Compiled
+    from slimc.compiler.engine import EngineReport
+    from slimc.compiler.export import ExportReport
+    from slimc.compiler.verify import Verdict
+    from slimc.evaluate.latency import Measurement, Realised
+    from slimc.evaluate.logits import Comparison
+    from slimc.evaluate.selections import Choices
+    from slimc.targets.count import Counts
+
+
+def counts_json(dense: Counts, slim: Counts) -> dict[str, Any]:
+    """Parameters and MACs of two networks."""
+    return {
+        "params": {"dense": dense.params, "slim": slim.params},
+        "macs": {"dense": dense.macs, "slim": slim.macs},
+    }
+
+
+def compiled_json(compiled: Compiled) -> dict[str, Any]:
+    """What was compiled, and how."""
+    network, options = compiled.network, compiled.options
+    return {
+        "system": network.system.name,
+        "variant": options.variant,
+        "target": options.target.name,
+        "precision": options.precision,
+        "batch_size": options.batch_size,
+        "settings": dict(network.settings),
+        "adaptive": None if compiled.adaptive is None else compiled.adaptive.name,
+        "limits": None if compiled.limits is None else compiled.limits.to_json(),
+        "warnings": list(network.warnings),
+        **counts_json(compiled.dense, compiled.slim),
+    }
+
+
+def comparison_json(found: Comparison | None, agreement: Choices | None = None) -> dict[str, Any] | None:
+    """A comparison of logits, with how far choices agree; none where nothing was compared."""
+    if found is None:
+        return None
+    from slimc.evaluate.logits import summary
+
+    values = summary(found)
+    values["max_abs_over_spread"] = values.pop("max_rel")
+    return {**values, "choices": None if agreement is None else {"kind": agreement.key, **asdict(agreement)}}
+
+
+def export_json(report: ExportReport) -> dict[str, Any]:
+    """``slimc export``."""
+    compiled = report.compiled
+    return {
+        **compiled_json(compiled),
+        "onnx": str(report.onnx),
+        "reference": str(report.reference),
+        "replaced": [str(path) for path in report.replaced],
+        "verify": comparison_json(report.comparison, report.agreement),
+        "worst_file": None if report.worst_file is None else str(report.worst_file),
+        "passes": None if compiled.pass_errors is None else dict(compiled.pass_errors),
+        "ms": dict(report.milliseconds),
+    }
+
+
+def verify_json(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """``slimc verify``."""
+    artefacts = [
+        {
+            "path": str(verdict.artefact.path),
+            "precision": verdict.artefact.precision,
+            "variant": verdict.artefact.variant,
+            "backend": verdict.backend,
+            "passed": verdict.passed,
+            "failure": verdict.failure or None,
+            "comparison": comparison_json(verdict.comparison, verdict.agreement),
+            "worst_file": None if verdict.worst_file is None else str(verdict.worst_file),
+        }
+        for verdict in verdicts
+    ]
+    return {"artefacts": artefacts, "passed": all(verdict.passed for verdict in verdicts)}
+
+
+def engine_json(report: EngineReport) -> dict[str, Any]:
+    """``slimc build-engine``."""
+    from slimc.backends.engine_file import facts_path
+
+    facts = asdict(report.facts)
+    facts.pop("slimc")  # stands in the header
+    return {
+        "engine": str(report.engine),
+        "description": str(facts_path(report.engine)),
+        **facts,
+        "kernels": len(report.facts.kernels),
+        "replaced": [str(path) for path in report.replaced],
+        "verify": comparison_json(report.comparison),
+        "verify_graph": comparison_json(report.graph_comparison, report.agreement),
+        "unchecked": report.unchecked or None,
+    }
+
+
+def bench_json(
+    measurements: Sequence[Measurement], shares: Sequence[Realised], warnings: Sequence[str]
+) -> dict[str, Any]:
+    """``slimc bench``."""
+    realised = [
+        {
+            "family": share.family,
+            "speedup": share.speedup.median,
+            "speedup_p10": share.speedup.low,
+            "speedup_p90": share.speedup.high,
+            "macs_ratio": share.macs_ratio,
+            "realised_share": share.share,
+        }
+        for share in shares
+    ]
+    networks = [measurement.summary(measurements[0]) for measurement in measurements]
+    return {"networks": networks, "realised": realised, "warnings": list(warnings)}
+
+
+def demo_json(result: DemoResult) -> dict[str, Any]:
+    """``slimc demo``."""
+    counts = {name: report.compiled.slim for name, report in result.reports.items()}
+    return {
+        "digits": result.digits,
+        "correct": dict(result.correct),
+        "agreement": result.agreement,
+        "params": {name: count.params for name, count in counts.items()},
+        "macs": {name: count.macs for name, count in counts.items()},
+        "latency_ms": {name: seconds * 1e3 for name, seconds in result.latency.items()},
+        "verify": {name: comparison_json(report.comparison) for name, report in result.reports.items()},
+    }
