@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import vectors
 from tests.checkpoints import small_checkpoint
 from tests.command_line import slimc
 
@@ -104,3 +105,37 @@ sys.exit(cli.run())
     assert "Traceback" not in outcome.stderr
     assert len(outcome.stderr.splitlines()) == 1
     assert "slimc[compile]" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "flags", "others"),
+    [
+        ("vitslim-a-channel-0.7", [], ("dynamic_vit", "ada_vit", "t2t")),
+        ("dynamicvit-a-deit-0.7", ["--num-heads", "4", "--pruning-loc", "3,6,9"], ("vit_slim", "ada_vit", "t2t")),
+        ("adavit-a-head-layer", [], ("vit_slim", "dynamic_vit")),
+    ],
+)
+def test_an_export_imports_no_module_of_another_system(checkpoint, flags, others, tmp_path):
+    script = f"""
+from slimc.cli.main import run
+sys.argv = ["slimc", *sys.argv[1:]]
+code = run()
+found = [name for name in sys.modules if name.startswith("slimc.") and any(other in name for other in {others!r})]
+print(*found, file=sys.stderr)
+sys.exit(code)
+"""
+    source = vectors.DATA / checkpoint / "checkpoint.pth"
+    outcome = python(script, "export", source, "-o", tmp_path / "m.onnx", "--quiet", *flags)
+    assert (outcome.returncode, outcome.stderr.split()) == (0, [])
+
+
+def test_importing_slimc_imports_nothing_that_is_slow():
+    script = """
+import time
+start = time.perf_counter()
+import slimc
+print(time.perf_counter() - start, *sorted({"torch", "onnx", "numpy", "typer", "rich"} & set(sys.modules)))
+"""
+    seconds, *slow = python(script).stdout.split()
+    assert slow == []
+    assert float(seconds) < 0.5  # 0.01 here: this only finds an import that should not be there
