@@ -66,12 +66,14 @@ def _artefact(path: Path, backend: str, options: BenchOptions) -> Subject:
     name = f"{path.name} [{session.backend}]"
     if path.suffix == ".engine":
         return Subject(name, session)
+    threads = options.threads
     try:
         metadata = read_metadata(path)
     except ModelFileError:  # a model of somebody else is timed all the same
-        return Subject(name, session)
+        return Subject(name, session, threads=threads)
     family = f"{metadata.source_sha256[:8]}, batch {session.inputs[0].shape[0]} [{session.backend}]"
-    return Subject(name, session, family, metadata.variant, _fixed_macs(metadata.system, metadata.slim.macs))
+    macs = _fixed_macs(metadata.system, metadata.slim.macs)
+    return Subject(name, session, family, metadata.variant, macs, metadata.precision, threads)
 
 
 def _fixed_macs(system: str, macs: int) -> int | None:
@@ -90,7 +92,9 @@ def _checkpoint(
         session = open_session(model, backend if model.suffix == ".onnx" else "auto", threads=options.threads)
         name = f"{path.stem} {variant}, batch {batch_size}"
         family = f"{path.stem}, batch {batch_size} [{session.backend}]"
-        found.append(Subject(f"{name} [{session.backend}]", session, family, variant, macs))
+        threads = options.threads if model.suffix == ".onnx" else None
+        subject = Subject(f"{name} [{session.backend}]", session, family, variant, macs, options.precision, threads)
+        found.append(subject)
     return found
 
 

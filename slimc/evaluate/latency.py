@@ -29,13 +29,18 @@ _ENQUEUE_SHARE = 0.8  # trtexec's limit for "the host cannot keep up"
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network to time. `family` is shared by variants of one checkpoint on one back end; `macs` are per image."""
+    """A network to time. `family` is shared by variants of one checkpoint on one back end; `macs` are per image.
+
+    `precision` and `threads` say how it runs, where that is known: no threads where the back end chooses.
+    """
 
     name: str
     session: Session
     family: str = ""
     variant: str = ""
     macs: int | None = None
+    precision: str = ""
+    threads: int | None = None
 
     @property
     def batch_size(self) -> int:

@@ -118,7 +118,7 @@ def _check_outputs(csv: Path | None, plot: Path | None) -> None:
 
         check_writable(csv)
     if plot is not None:
-        from slimc.report.structure import check_plot
+        from slimc.report.drawing import check_plot
 
         check_plot(plot)
 

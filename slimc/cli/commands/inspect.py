@@ -68,7 +68,7 @@ def command(
     model_options = opt.model_options(budgets, img_size, num_heads, qk_scale, selection, decisions)
     chosen = find_target(target, threads=threads, tuning=tuning)
     if plot is not None:
-        from slimc.report.structure import check_plot
+        from slimc.report.drawing import check_plot
 
         check_plot(plot)
     elif image is not None:
@@ -97,7 +97,7 @@ def command(
         from slimc.report.structure import plot_structure
 
         with out.step("drawing"):
-            plot_structure(structure, f"{source.name} ({facts['variant']})", plot, kept)
+            plot_structure(structure, (dense, slim), f"{source.name} ({facts['variant']})", plot, kept)
     shown = {} if kept is None else {"kept_patches": [patches.tolist() for patches in kept.kept]}
     out.result(
         {
