@@ -41,7 +41,8 @@ def arrange(names: Sequence[str], wide: Sequence[str], height: Callable[[str], f
         rows = [*rows[:-1], (*rows[-1], name)] if pairs else [*rows, (name,)]
     heights = tuple(max(map(height, row)) for row in rows)
     narrow = len(names) == 1 and names[0] not in wide
-    return Layout(tuple(rows), heights, (COLUMN if narrow else PAGE, _HEADLINE + sum(heights)))
+    size = (COLUMN, 2 * _HEADLINE + sum(heights)) if narrow else (PAGE, _HEADLINE + sum(heights))
+    return Layout(tuple(rows), heights, size)
 
 
 def places(figure: Figure, layout: Layout) -> Iterator[tuple[str, SubplotSpec, tuple[float, float]]]:
@@ -77,6 +78,9 @@ def cells(axes: Axes, values: FloatArray, top: float, size: tuple[float, float],
     called `label` beside the panel explains the shades where they do not.
     """
     rows, columns = values.shape
+    if not values.size:
+        message(axes, "no attention")
+        return
     mesh = _mesh(axes, values, 1.15 * top)
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_yticks(range(0, rows, 1 if rows * 0.13 <= size[1] else 2 if rows * 0.065 <= size[1] else 5))
@@ -135,7 +139,7 @@ def _shades(axes: Axes, mesh: QuadMesh, label: str, top: float, place: Axes) -> 
     figure = axes.figure
     assert figure is not None
     bar = figure.colorbar(mesh, cax=place, label=label)
-    bar.ax.set_ylim(0, top)
+    bar.ax.set_ylim(0, max(top, 1e-9))
     bar.outline.set_linewidth(0.4)
     bar.locator = MaxNLocator(nbins=5, integer=top >= 2)
     bar.update_ticks()
