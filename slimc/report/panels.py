@@ -95,7 +95,7 @@ def cells(axes: Axes, values: FloatArray, top: float, size: tuple[float, float],
         return
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            colour = "white" if value > 0.6 * top else "black"
+            colour = "white" if value > 0.8 * top else "black"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center_baseline", fontsize=points, color=colour)
 
 

@@ -81,7 +81,7 @@ def _heads(axes: Axes, report: UsageReport, size: _Size) -> None:
 def _positions(axes: Axes, report: UsageReport, grid: tuple[int, int]) -> None:
     shares = 100 * np.mean([block.positions for block in report.blocks], axis=0)
     state = "nothing skipped" if shares.min() == 100 else f"{shares.mean():.0f} % on average"
-    drawing.heading(axes, "images and blocks that use a patch", state)
+    drawing.heading(axes, "use of every patch", state)
     panels.grid_map(axes, shares.reshape(grid), 100, "per cent")
 
 

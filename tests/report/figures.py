@@ -58,9 +58,9 @@ def smallest(shown: Iterable[Text]) -> float:
     return min(float(text.get_fontsize()) for text in shown)
 
 
-def overlap(one: Bbox, other: Bbox) -> bool:
-    """Whether they share more than half a dot across and down."""
-    wide = min(one.x1, other.x1) - max(one.x0, other.x0)
+def overlap(one: Bbox, other: Bbox, apart: float = 0.0) -> bool:
+    """Whether they share more than half a dot across and down, or are less than `apart` dots apart across."""
+    wide = min(one.x1, other.x1) - max(one.x0, other.x0) + apart
     high = min(one.y1, other.y1) - max(one.y0, other.y0)
     return bool(wide > 0.5 and high > 0.5)
 

@@ -134,7 +134,7 @@ def test_no_legend_or_title_lies_over_bars_and_no_text_over_another_or_off_the_p
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
         assert not any(overlap(box, bar) for bar in shown), text
     for (one, box), (two, other) in combinations(written, 2):
-        assert not overlap(box, other), (one, two)
+        assert not overlap(box, other, 3), (one, two)
 
 
 @pytest.mark.parametrize("blocks", [12, 32])

@@ -30,7 +30,7 @@ def test_nothing_lies_over_bars_or_off_the_picture(name, tmp_path):
     for text, box in [*written, *(("legend", box) for box in legends(figure))]:
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
         assert not any(overlap(box, bar) for bar in shown), text
-    assert not [pair for pair in combinations(written, 2) if overlap(pair[0][1], pair[1][1])]
+    assert not [pair for pair in combinations(written, 2) if overlap(pair[0][1], pair[1][1], 3)]
 
 
 @pytest.mark.parametrize("panel", PANELS)
