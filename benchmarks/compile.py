@@ -24,7 +24,8 @@ from typing import Any
 SLIMC, UNVERIFIED, TORCH, ONNXSLIM = "slimc", "slimc --no-verify", "torch.onnx.export", "torch.onnx.export + onnxslim"
 WAYS = (SLIMC, UNVERIFIED, TORCH, ONNXSLIM)
 _IMPORTS = (
-    "import torch, onnx, onnx_ir, onnxruntime, slimc.export, slimc.models.vit_slim_network; import os; os._exit(0)"
+    "import torch, onnx, onnx_ir, onnxruntime, slimc.compiler.export, slimc.models.vit_slim_network; "
+    "import os; os._exit(0)"
 )
 _PROTOBUF_LIMIT = 2**31  # bytes
 

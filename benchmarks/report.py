@@ -1,21 +1,26 @@
-"""Tables in markdown and pictures of what was measured."""
+"""Tables in markdown and pictures of what was measured.
+
+python -m benchmarks.report                        draws again what is stored, without measuring
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import SIZES as CHECKPOINTS
-from benchmarks.compile import ONNXSLIM, TORCH, WAYS
+from benchmarks.compile import ONNXSLIM, SLIMC, TORCH, WAYS
 from benchmarks.dynamic_vit import SIZES as DYNAMIC_CHECKPOINTS
-from benchmarks.latency import SYSTEMS, Case
+from benchmarks.latency import SYSTEMS, TIMM, Case
 from benchmarks.operators import operators_table
-from benchmarks.plots import plot_compile, plot_latency
+from benchmarks.plots import ENGINES, plot_all_latencies, plot_compile, plot_latency
 from benchmarks.store import Row, machine, table
 from slimc.files.output import replacing
 
-_ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_CLEARLY = 1.02  # a ratio beyond what rounds differ by
 _ORDER = ("system", "size", "budget", "batch_size", "threads", "engine")
 
 
@@ -33,13 +38,14 @@ def latency_lines(case: Case, rows: Sequence[Row]) -> str:
     return "\n".join([head, *lines])
 
 
-def write(folder: Path, rows: Mapping[str, Sequence[Row]]) -> None:
-    """Write ``results.md`` and the pictures of every section that has rows."""
-    parts = [f"Measured on {machine()}.\n"]
+def write(folder: Path, rows: Mapping[str, Sequence[Row]], measured_on: str) -> None:
+    """Write ``results.md`` and the pictures of every section that has rows, all of them `measured_on` one machine."""
+    parts = [f"Measured on {measured_on}.\n"]
     if rows["latency"]:
         latency = sorted(rows["latency"], key=_place)
-        parts += [_latency(latency, engine, title) for engine, title in _ENGINES.items()]
+        parts += [_latency(latency, engine, title) for engine, title in ENGINES.items()]
         plot_latency(latency, folder / "latency.png")
+        plot_all_latencies(latency, folder / "latency-all.png")
     if rows["operators"]:
         parts.append(_operators(rows["operators"]))
     if rows["adaptive"]:
@@ -62,6 +68,7 @@ def _latency(rows: Sequence[Row], engine: str, title: str) -> str:
         "batch",
         "threads",
         "dense, ms",
+        "slimc's dense",
         "slim, ms",
         "MACs",
         "latency",
@@ -82,6 +89,7 @@ def _latency(rows: Sequence[Row], engine: str, title: str) -> str:
                 f"{case[0]} {case[1]}",
                 *(str(value) for value in case[2:5]),
                 f"{dense['milliseconds']:.1f}",
+                _ratio(models.get("dense") if dense is not models.get("dense") else None),
                 f"{slim['milliseconds']:.1f}",
                 f"{slim['macs_ratio']:.3f}",
                 f"{slim['ratio']:.3f}",
@@ -98,7 +106,37 @@ def _latency(rows: Sequence[Row], engine: str, title: str) -> str:
         "allow: padding counts against it. At one thread, processor time is what latency is on a machine that does nothing "
         "else."
     )
-    return f"## Latency, {title}\n\n{explained}\n\n{table(columns, lines)}"
+    if any(row["model"] == "dense" and row["size"] in TIMM for row in rows if row["engine"] == engine):
+        explained += (
+            " slimc's dense is its export of the network without a cut: what it is below 1, pruning has not won."
+        )
+    if not any(row["model"] == "masked" for row in rows if row["engine"] == engine):
+        explained += f" Masked was not timed with {title}."
+    explained += "".join(_spread(rows, engine, threads) for threads in sorted({row["threads"] for row in rows}))
+    return f"## Latency, {title}\n\n{explained}\n\n{table(*_filled(columns, lines))}"
+
+
+def _filled(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Without the columns that no line has anything in."""
+    kept = [i for i in range(len(columns)) if any(line[i] for line in lines)]
+    return [columns[i] for i in kept], [[line[i] for i in kept] for line in lines]
+
+
+def _spread(rows: Sequence[Row], engine: str, threads: int) -> str:
+    """How much of the cut arrives at batch size 1, best and worst, and how often even heads would be faster."""
+    chosen = [row for row in rows if (row["engine"], row["threads"], row["batch_size"]) == (engine, threads, 1)]
+    slim = sorted((row for row in chosen if row["model"] == "slim"), key=lambda row: float(row["share"]))
+    if not slim:
+        return ""
+    ratios = {(row["system"], row["size"], row["budget"]): row["ratio"] for row in slim}
+    twins = [row for row in chosen if row["model"] == "regular twin"]
+    lost = sum(ratios[row["system"], row["size"], row["budget"]] > _CLEARLY * row["ratio"] for row in twins)
+    worst = f"{slim[0]['system']} {slim[0]['size']} at {slim[0]['budget']}"
+    return (
+        f"\n\nBatch size 1, {threads} thread{'s' if threads > 1 else ''}: {_share(slim[0]['share'])} ({worst}) to "
+        f"{_share(slim[-1]['share'])} of the cut arrives. Of {len(twins)} networks with ragged heads, {lost or 'none'} "
+        f"{'are' if lost > 1 else 'is'} slower than the regular twin by more than {_CLEARLY - 1:.0%}."
+    )
 
 
 def _operators(rows: Sequence[Row]) -> str:
@@ -133,7 +171,29 @@ def _compile(rows: Sequence[Row]) -> str:
         f"{rows[0]['import_peak_mb']:.0f} MB. slimc compares what it writes with the network unless told not to; "
         "onnxslim takes no network of 2 GB."
     )
+    explained += f"\n\n{_largest(rows)}"
     return f"## Compile time and memory\n\n{explained}\n\n{table(columns, lines)}"
+
+
+def _largest(rows: Sequence[Row]) -> str:
+    """What the largest network costs, and from which one on slimc takes longer or more memory than torch.onnx.export."""
+    size = rows[-1]["size"]
+    ways = {row["way"]: row for row in rows if row["size"] == size}
+    ours, theirs = ways[SLIMC], ways[TORCH]
+    slower = [row["size"] for row in rows if row["way"] == TORCH and row["ratio"] > 1]
+    torch = {row["size"]: row["peak_mb"] for row in rows if row["way"] == TORCH}
+    larger = [row["size"] for row in rows if row["way"] == SLIMC and row["peak_mb"] > torch[row["size"]]]
+    runs = "once" if ours["runs"] == 1 else f"{ours['runs']} times"
+    return (
+        f"The largest, {size}, was compiled {runs}: slimc takes {ours['seconds']:.1f} s and {ours['peak_mb']:,.0f} MB, "
+        f"torch.onnx.export {theirs['seconds']:.1f} s and {theirs['peak_mb']:,.0f} MB, which is "
+        f"{ours['seconds'] / theirs['seconds']:.1f} times the time and {ours['peak_mb'] / theirs['peak_mb']:.1f} times the "
+        f"memory. slimc is slower than torch.onnx.export for {_names(slower)}, and takes more memory for {_names(larger)}."
+    )
+
+
+def _names(sizes: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(sizes[:-1]), *sizes[-1:]))) or "none"
 
 
 def _adaptive(rows: Sequence[Row]) -> str:
@@ -182,9 +242,30 @@ def _place(row: Row) -> tuple[Any, ...]:
     )
 
 
+def measured_on(folder: Path) -> str:
+    """The machine that ``results.md`` in `folder` says its rows are from; this one where there is none."""
+    path = folder / "results.md"
+    line = path.read_text().splitlines()[0] if path.exists() else ""
+    return line.removeprefix("Measured on ").removesuffix(".") or machine()
+
+
+def main() -> None:
+    """Draw again what is stored."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    folder = parser.parse_args().out
+    stored = {name: folder / f"{name}.json" for name in ("latency", "operators", "adaptive", "compile", "kernels")}
+    rows = {name: json.loads(path.read_text()) if path.exists() else [] for name, path in stored.items()}
+    write(folder, rows, measured_on(folder))
+
+
 def _share(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
 def _ratio(row: Mapping[str, Any] | None) -> str:
     return "" if row is None else f"{row['ratio']:.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,7 @@ from benchmarks import kernels, operators, report
 from benchmarks.checkpoints import SIZES
 from benchmarks.dynamic_vit import SIZES as DYNAMIC_SIZES
 from benchmarks.latency import SYSTEMS, TIMM, Bench, Case
-from benchmarks.store import Store
+from benchmarks.store import Store, machine
 from benchmarks.timing import ENGINES, Effort
 
 SECTIONS = ("kernels", "latency", "operators", "adaptive", "compile")
@@ -135,7 +135,8 @@ def main() -> None:
             run_adaptive(plan, stores["adaptive"], folder)
         if "compile" in plan.sections:
             run_compile(plan, stores["compile"])
-    report.write(options.out, {name: store.rows for name, store in stores.items()})
+    measured_on = machine() if any(store.changed for store in stores.values()) else report.measured_on(options.out)
+    report.write(options.out, {name: store.rows for name, store in stores.items()}, measured_on)
     print(f"wrote {options.out / 'results.md'}")
 
 

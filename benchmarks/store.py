@@ -21,6 +21,7 @@ class Store:
 
     def __init__(self, folder: Path, section: str, fresh: bool) -> None:
         self._path = folder / f"{section}.json"
+        self.changed = False  # since it was read
         self.rows: list[Row] = [] if fresh or not self._path.exists() else json.loads(self._path.read_text())
 
     def has(self, key: Mapping[str, Any], seconds: float = 0.0) -> bool:
@@ -29,6 +30,7 @@ class Store:
 
     def put(self, key: Mapping[str, Any], rows: Sequence[Row]) -> None:
         """Replace the rows of `key` by `rows`, and write everything."""
+        self.changed = True
         self.rows = [row for row in self.rows if not _matches(row, key)] + list(rows)
         with replacing(self._path) as (temporary,):
             temporary.write_text(json.dumps(self.rows, indent=1) + "\n")

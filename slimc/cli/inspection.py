@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slimc.files.metadata import Metadata
     from slimc.files.structure import Structure
     from slimc.models.system import Network
+    from slimc.report.drawing import PlotOptions
     from slimc.report.gate_usage import UsageReport
     from slimc.report.structure import KeptPatches
     from slimc.targets.count import Counts
@@ -53,20 +54,39 @@ class Inspection:
     replaced: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture to draw at `path`; of a network that selects patches, also of what it keeps of `image`."""
+
+    path: Path
+    look: PlotOptions
+    image: Path | None = None
+
+
+def panels(*, usage: bool, image: bool) -> tuple[str, ...]:
+    """Names of the panels that a picture may have: of how parts are used, or of a structure, with an image or without."""
+    if usage:
+        from slimc.report.usage_plot import PANELS as USAGE_PANELS
+
+        return USAGE_PANELS
+    from slimc.report.structure import PANELS
+
+    return tuple(name for name in PANELS if image or name != "selections")
+
+
 def inspect_checkpoint(
     source: Path,
     options: Mapping[str, Any],
     ema: bool | None,
     how: Mapping[str, Any],
-    plot: Path | None,
-    image: Path | None,
+    picture: Picture | None,
     progress: Progress,
 ) -> Inspection:
     """A checkpoint, compiled as `how` says and `slimc.compile` takes it."""
     with progress(f"reading {source.name}"):
         network = slimc.load(source, ema=ema, **options)
     compiled = slimc.compile(network, **how, progress=progress)
-    kept = None if image is None else _kept_by_network(network, image)
+    kept = None if picture is None or picture.image is None else _kept_by_network(network, picture.image)
     facts = network.system.facts(network.settings, network.details)
     values = {**compiled_json(compiled), **_kept_json(kept), **asdict(compiled.structure)}
     found = Inspection(
@@ -79,16 +99,16 @@ def inspect_checkpoint(
         slim=compiled.slim,
         sha256=network.sha256,
         warnings=network.warnings,
-        replaced=_existing(plot),
+        replaced=_existing(picture),
     )
-    _draw(found, source, plot, kept, progress)
+    _draw(found, source, picture, kept, progress)
     return found
 
 
-def inspect_model(source: Path, plot: Path | None, image: Path | None, progress: Progress) -> Inspection:
+def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> Inspection:
     """An ONNX model, by what it says about itself."""
     metadata = slimc.read_metadata(source)
-    kept = None if image is None else _kept_by_model(source, metadata, image)
+    kept = None if picture is None or picture.image is None else _kept_by_model(source, metadata, picture.image)
     system = find_system(metadata.system)
     values = {
         "system": metadata.system,
@@ -112,14 +132,19 @@ def inspect_model(source: Path, plot: Path | None, image: Path | None, progress:
         structure=metadata.structure,
         dense=metadata.dense,
         slim=metadata.slim,
-        replaced=_existing(plot),
+        replaced=_existing(picture),
     )
-    _draw(found, source, plot, kept, progress)
+    _draw(found, source, picture, kept, progress)
     return found
 
 
 def inspect_usage(
-    source: Path, options: Mapping[str, Any], ema: bool | None, data: Path, plot: Path | None, progress: Progress
+    source: Path,
+    options: Mapping[str, Any],
+    ema: bool | None,
+    data: Path,
+    picture: Picture | None,
+    progress: Progress,
 ) -> Inspection:
     """What a checkpoint of a system that decides by image decides on the images in `data`.
 
@@ -141,12 +166,12 @@ def inspect_usage(
         usage = observe(network, files, advance)
     compiled = slimc.compile(network, variant="dense")
     found = report(usage, network.masked, compiled.dense.macs)
-    replaced = _existing(plot)
-    if plot is not None:
+    replaced = _existing(picture)
+    if picture is not None:
         from slimc.report.usage_plot import plot_usage
 
         with progress("drawing"):
-            plot_usage(found, network.masked.grid, source.name, plot)
+            plot_usage(found, network.masked.grid, source.name, picture.path, picture.look)
     macs = {"dense": found.macs_dense, "mean": found.mean_macs, "quantiles": found.quantiles}
     values = {"system": network.system.name, "settings": dict(network.settings), **asdict(found), "macs": macs}
     return Inspection(
@@ -163,21 +188,24 @@ def inspect_usage(
     )
 
 
-def _existing(path: Path | None) -> tuple[Path, ...]:
-    return (path,) if path is not None and path.exists() else ()
+def _existing(picture: Picture | None) -> tuple[Path, ...]:
+    return (picture.path,) if picture is not None and picture.path.exists() else ()
 
 
 def _kept_json(kept: KeptPatches | None) -> dict[str, Any]:
     return {} if kept is None else {"kept_patches": [patches.tolist() for patches in kept.kept]}
 
 
-def _draw(found: Inspection, source: Path, plot: Path | None, kept: KeptPatches | None, progress: Progress) -> None:
-    if plot is None:
+def _draw(
+    found: Inspection, source: Path, picture: Picture | None, kept: KeptPatches | None, progress: Progress
+) -> None:
+    if picture is None:
         return
     from slimc.report.structure import plot_structure
 
     with progress("drawing"):
-        plot_structure(found.structure, f"{source.name} ({found.variant})", plot, kept)
+        counts = (found.dense, found.slim)
+        plot_structure(found.structure, counts, f"{source.name} ({found.variant})", picture.path, kept, picture.look)
 
 
 def _kept_by_model(source: Path, metadata: Metadata, image: Path) -> KeptPatches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from slimc.emit.precision import Precision
+    from slimc.report.drawing import PlotOptions
 
 # Panels of --help, besides one for each system.
 CHECKPOINT, TARGET, OUTPUT = "Checkpoint", "Target", "Output"
@@ -78,6 +79,13 @@ CapacityQuantile = Annotated[
         rich_help_panel="AdaViT",
     ),
 ]
+
+
+PlotSize = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="W H", help="Of the picture, in inches. Default: what suits it.", rich_help_panel=OUTPUT),
+]
+PlotDpi = Annotated[int | None, typer.Option(help="Dots an inch of a .png. Default: 200.", rich_help_panel=OUTPUT)]
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,34 @@ def read_adaptive(text: str | None, quantile: float | None) -> Any:  # noqa: ANN
     from slimc.compiler.adaptive import find_adaptive
 
     return find_adaptive(text, quantile)
+
+
+def read_plot(
+    plot: Path | None,
+    size: tuple[float, float] | None,
+    dpi: int | None,
+    *,
+    panels: Sequence[str] = (),
+    available: Sequence[str] = (),
+) -> PlotOptions | None:
+    """How a picture is to look; none where none is wanted.
+
+    Raises:
+        OptionError: something was said about a picture that is not wanted, or that cannot be.
+        OutputError: it cannot be written.
+        MissingError: matplotlib is not installed.
+    """
+    if plot is None:
+        said = {"--plot-panel": panels, "--plot-size": size, "--plot-dpi": dpi}
+        given = [name for name, value in said.items() if value]
+        if given:
+            raise OptionError(f"{given[0]}: says how a picture looks; give --plot OUT.png too")
+        return None
+    from slimc.report.drawing import PlotOptions, check_plot
+
+    options = PlotOptions(tuple(panels), size, **({} if dpi is None else {"dpi": dpi}))
+    check_plot(plot, options, available)
+    return options
 
 
 def overwritten(paths: Iterable[Path]) -> str:

@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from slimc.errors import MissingError, OptionError
-from slimc.files.output import check_writable, replacing
+from slimc.errors import OptionError
 from slimc.ir import FloatArray, IndexArray
+from slimc.report import drawing, panels
+from slimc.report.drawing import DARK, KEPT, NOTHING, OTHER, PALE, PlotOptions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
 
     from slimc.files.structure import Structure
+    from slimc.targets.count import Counts
 
-SUFFIXES = (".png", ".pdf", ".svg")
-
-
-def check_plot(path: Path) -> None:
-    """Find out before any work whether a picture can be written to `path`.
-
-    Raises:
-        OptionError: the suffix is no picture's.
-        OutputError: the path cannot be written.
-        MissingError: matplotlib is not installed.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise OptionError(f"--plot: {path} has the suffix {path.suffix or 'none'!r}; expected {', '.join(SUFFIXES)}")
-    check_writable(path)
-    pyplot()
-
-
-def pyplot() -> Any:  # noqa: ANN401 - a module without types
-    """matplotlib.pyplot, drawing to files.
-
-    Raises:
-        MissingError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise MissingError("--plot needs matplotlib; pip install 'slimc[plot]'") from None
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+PANELS = ("heads", "ffn", "tokens", "macs", "patches", "selections")
+_WIDE = ("heads", "selections")  # take a row of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,87 +34,163 @@ class KeptPatches:
     kept: tuple[IndexArray, ...]
 
 
-def plot_structure(structure: Structure, title: str, path: Path, kept: KeptPatches | None = None) -> None:
-    """Draw `structure` to `path`: heads, FFN and tokens over depth, and the life of every patch on the image grid.
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What a panel is drawn from, and the inches it has: width and height."""
 
-    Of a network that selects patches by the image, `kept` adds one picture a selection, with the patches that it keeps.
+    structure: Structure
+    kept: KeptPatches | None
+    size: tuple[float, float]
+
+
+def plot_structure(
+    structure: Structure,
+    counts: tuple[Counts, Counts],
+    title: str,
+    path: Path,
+    kept: KeptPatches | None = None,
+    options: PlotOptions | None = None,
+) -> None:
+    """Draw `structure` to `path`: heads, FFN, tokens and MACs over depth, and the life of every patch on the image grid.
+
+    Args:
+        structure: the network.
+        counts: parameters and MACs of the dense network and of this one, for the headline.
+        title: what the headline begins with.
+        path: ends in .png, .pdf or .svg.
+        kept: of a network that selects patches by the image, one image and what is kept of it; drawn for every selection.
+        options: panels (of `PANELS`), size and resolution.
+
+    Raises:
+        OptionError: a panel that there is not, or a size that they do not fit.
+        MissingError: matplotlib is not installed.
+        OutputError: `path` cannot be written.
     """
-    plt = pyplot()
-    figure = plt.figure(figsize=(12, 8.5 if kept is None else 12), layout="constrained")
-    figure.suptitle(title)
-    upper = figure
-    if kept is not None:
-        upper, lower = figure.subfigures(2, 1, height_ratios=(8.5, 3.5))
-        _selections(lower.subplots(1, 1 + len(kept.kept)), structure, kept)
-    axes = upper.subplots(2, 2)
-    _heads(axes[0, 0], structure)
-    _hidden(axes[0, 1], structure)
-    _tokens(axes[1, 0], structure)
-    _patches(axes[1, 1], structure, kept)
-    with replacing(path) as (temporary,):
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    options = options or PlotOptions()
+    layout = panels.arrange(_chosen(options, kept), _WIDE, lambda name: _height(name, structure, kept))
+    with drawing.picture(path, options, layout.size) as figure:
+        drawing.headline(figure, title, _changes(*counts))
+        for name, place, size in panels.places(figure, layout):
+            drawn = Drawn(structure, kept, size)
+            if name == "selections":
+                _selections(figure, place, drawn)
+            else:
+                _DRAW[name](figure.add_subplot(place), drawn)
 
 
-def _heads(axes: Axes, structure: Structure) -> None:
-    """A cell a head, its width as number and shade."""
-    heads = max((len(layer.heads) for layer in structure.layers), default=0)
-    widths = np.full((heads, len(structure.layers)), np.nan)
-    for i, layer in enumerate(structure.layers):
-        widths[: len(layer.heads), i] = sorted(layer.heads, reverse=True)
-    axes.imshow(widths, cmap="Blues", vmin=0, vmax=structure.head_dim, aspect="auto")
-    small = widths.size > 400
-    for (row, column), width in np.ndenumerate(widths):
-        if not (small or np.isnan(width)):
-            shade = "white" if width > 0.6 * structure.head_dim else "black"
-            axes.text(column, row, f"{width:.0f}", ha="center", va="center", fontsize=8, color=shade)
-    axes.set_title(f"channels of every head, widest first (dense: {structure.head_dim})")
-    axes.set_xlabel("block")
+def _chosen(options: PlotOptions, kept: KeptPatches | None) -> tuple[str, ...]:
+    chosen = drawing.chosen_panels(options, PANELS)
+    if kept is None and "selections" in options.panels:
+        raise OptionError("--plot-panel: selections need a network that selects patches by the image, and --image FILE")
+    return tuple(name for name in chosen if name != "selections" or kept is not None)
+
+
+def _height(name: str, structure: Structure, kept: KeptPatches | None) -> float:
+    """Inches that a panel asks for, its title and labels included."""
+    if name == "heads":
+        heads = max((len(layer.heads) for layer in structure.layers), default=0)
+        return 0.6 + float(np.clip(0.145 * heads, 0.5, 3.5))
+    if name == "selections":
+        pictures = 1 + (0 if kept is None else len(kept.kept))
+        return 0.3 + min(2.5, drawing.PAGE / pictures * structure.grid[0] / structure.grid[1])
+    return 1.95
+
+
+def _changes(dense: Counts, slim: Counts) -> tuple[str, str]:
+    """Parameters and MACs before and after."""
+    before, after = (f"{counts.params:,}" for counts in (dense, slim))
+    params = f"parameters {before}" if slim.params == dense.params else f"parameters {before} → {after}"
+    if slim.params != dense.params:
+        params += f" ({slim.params / dense.params:.0%})".replace("%", " %")
+    scale, unit = (1e9, "G") if dense.macs >= 1e9 else (1e6, "M")
+    form = ".2f" if unit == "G" else ".1f"
+    macs = f"MACs {dense.macs / scale:{form}} {unit}"
+    if slim.macs != dense.macs:
+        macs += f" → {slim.macs / scale:{form}} {unit} ({slim.macs / dense.macs:.0%})".replace("%", " %")
+    return params, macs
+
+
+def _heads(axes: Axes, drawn: Drawn) -> None:
+    """A cell a head in the order of the network, its width as number and shade."""
+    layers, head_dim = drawn.structure.layers, drawn.structure.head_dim
+    widths = np.full((max((len(layer.heads) for layer in layers), default=0), len(layers)), np.nan)
+    for i, layer in enumerate(layers):
+        widths[: len(layer.heads), i] = layer.heads
+    state = drawing.share(float(np.nansum(widths)), float(head_dim * np.count_nonzero(~np.isnan(widths))))
+    drawing.heading(axes, f"channels of every head (dense: {head_dim})", state, below=5)
     axes.set_ylabel("head")
-    axes.set_yticks(range(heads))
-    _whole_numbers(axes, len(structure.layers))
+    panels.cells(axes, widths, head_dim, drawn.size, "channels")
 
 
-def _hidden(axes: Axes, structure: Structure) -> None:
-    blocks = np.arange(len(structure.layers))
-    axes.bar(blocks, [structure.hidden] * len(blocks), color="0.9", label="dense")
-    axes.bar(blocks, [layer.hidden for layer in structure.layers], color="tab:blue", label="kept")
-    axes.set_title("FFN channels")
-    axes.set_xlabel("block")
-    axes.legend(loc="lower left")
-    _whole_numbers(axes, len(blocks))
+def _hidden(axes: Axes, drawn: Drawn) -> None:
+    layers, dense = drawn.structure.layers, drawn.structure.hidden
+    kept = [layer.hidden for layer in layers]
+    panels.outline(axes, [dense] * len(layers))
+    axes.bar(range(len(layers)), kept, width=0.8, color=KEPT, label="kept", zorder=2)
+    drawing.heading(axes, "FFN channels", drawing.share(sum(kept), dense * len(layers)))
+    axes.set_ylabel("channels")
+    _finish(axes, drawn, dense)
 
 
-def _tokens(axes: Axes, structure: Structure) -> None:
-    blocks = np.arange(len(structure.layers))
-    dense = structure.prefix + structure.grid[0] * structure.grid[1]
-    axes.bar(blocks, [dense] * len(blocks), color="0.9", label="dense")
-    axes.bar(blocks, [layer.tokens for layer in structure.layers], color="tab:orange", label="entering")
-    axes.bar(
-        blocks, [layer.tokens_out for layer in structure.layers], color="tab:red", width=0.4, label="leaving attention"
+def _tokens(axes: Axes, drawn: Drawn) -> None:
+    """Rows that enter the attention of every block, and those that leave it for the FFN."""
+    layers = drawn.structure.layers
+    dense = drawn.structure.prefix + drawn.structure.grid[0] * drawn.structure.grid[1]
+    entering, leaving = ([getattr(layer, name) for layer in layers] for name in ("tokens", "tokens_out"))
+    panels.outline(axes, [dense] * len(layers))
+    axes.bar(range(len(layers)), entering, width=0.8, color=PALE, label="entering", zorder=2)
+    axes.bar(range(len(layers)), leaving, width=0.4, color=DARK, label="leaving attention", zorder=3)
+    drawing.heading(axes, "tokens", _token_state(entering, leaving, dense))
+    axes.set_ylabel("tokens")
+    _finish(axes, drawn, dense)
+
+
+def _token_state(entering: Sequence[int], leaving: Sequence[int], dense: int) -> str:
+    """Behind the last attention a classifier reads few rows, of a network that was not pruned as well."""
+    if sum(entering) < dense * len(entering):
+        return drawing.share(sum(entering), dense * len(entering))
+    return NOTHING if all(rows == dense for rows in leaving) else "no patch removed"
+
+
+def _macs(axes: Axes, drawn: Drawn) -> None:
+    """Multiply-accumulates of every block for one image, and of the predictors before it."""
+    layers = drawn.structure.layers
+    dense, kept, predictors = (
+        np.array([getattr(layer, name) for layer in layers], float) for name in ("macs_dense", "macs", "scorer_macs")
     )
-    axes.set_title("tokens")
-    axes.set_xlabel("block")
-    axes.legend(loc="lower left")
-    _whole_numbers(axes, len(blocks))
+    scale, unit = (1e9, "G") if dense.max(initial=0) >= 1e9 else (1e6, "M")
+    panels.outline(axes, dense / scale)
+    axes.bar(range(len(layers)), kept / scale, width=0.8, color=KEPT, label="kept", zorder=2)
+    if predictors.any():
+        bottom = kept / scale
+        axes.bar(
+            range(len(layers)), predictors / scale, width=0.8, bottom=bottom, color=OTHER, label="predictor", zorder=3
+        )
+    drawing.heading(axes, "MACs of every block", drawing.share(float((kept + predictors).sum()), float(dense.sum())))
+    axes.set_ylabel(f"MACs, {unit}")
+    _finish(axes, drawn, max(dense.max(initial=0.0), (kept + predictors).max(initial=0.0)) / scale)
 
 
-def _patches(axes: Axes, structure: Structure, kept: KeptPatches | None) -> None:
+def _finish(axes: Axes, drawn: Drawn, highest: float) -> None:
+    panels.block_axis(axes, len(drawn.structure.layers), drawn.size[0])
+    axes.set_ylim(0, 1.05 * max(highest, 1e-9))
+    axes.locator_params(axis="y", nbins=5)
+    drawing.key(axes)
+
+
+def _patches(axes: Axes, drawn: Drawn) -> None:
     """For every patch of the grid, the number of blocks that it enters."""
-    if structure.selecting and kept is None:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "which patches are kept depends on the image:\ngive one with --image", ha="center")
+    structure = drawn.structure
+    if structure.selecting and drawn.kept is None:
+        drawing.heading(axes, "blocks that a patch enters")
+        panels.message(axes, "The image decides which patches are kept:\ngive one with --image.")
         return
-    blocks = np.zeros(structure.grid[0] * structure.grid[1], int)
-    for patches in _entering(structure, kept):
+    blocks = np.zeros(structure.grid[0] * structure.grid[1])
+    for patches in _entering(structure, drawn.kept):
         blocks[patches] += 1
-    picture = axes.imshow(blocks.reshape(structure.grid), cmap="viridis", vmin=0, vmax=len(structure.layers))
-    axes.set_title("patches on the image grid: blocks entered")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    figure = axes.figure
-    assert figure is not None
-    figure.colorbar(picture, ax=axes, label="blocks")
+    state = drawing.share(float(blocks.sum()), float(len(structure.layers) * blocks.size))
+    drawing.heading(axes, "blocks that a patch enters", state)
+    panels.grid_map(axes, blocks.reshape(structure.grid), len(structure.layers), "blocks")
 
 
 def _entering(structure: Structure, kept: KeptPatches | None) -> Iterator[list[int]]:
@@ -153,20 +203,29 @@ def _entering(structure: Structure, kept: KeptPatches | None) -> Iterator[list[i
         yield list(layer.patches) if chosen is None else chosen
 
 
-def _selections(axes: NDArray[np.object_], structure: Structure, kept: KeptPatches) -> None:
+def _selections(figure: Figure, place: SubplotSpec, drawn: Drawn) -> None:
     """The picture, and for every selection the picture with the dropped patches faded."""
+    structure, kept = drawn.structure, drawn.kept
+    assert kept is not None
     titles = ["image", *(f"{layer.name}: {layer.tokens - structure.prefix} patches" for layer in structure.selecting)]
+    grid = place.subgridspec(1, len(titles))
     rows, columns = structure.grid
-    for axis, title, patches in zip(axes, titles, (None, *kept.kept), strict=True):
+    for i, (title, patches) in enumerate(zip(titles, (None, *kept.kept), strict=True)):
         visible = np.ones(rows * columns) if patches is None else np.zeros(rows * columns)
         visible[patches] = 1.0
         share = visible.reshape(structure.grid)
         for side, count in enumerate(structure.grid):
             share = share.repeat(structure.image[side] // count, axis=side)
-        axis.imshow(1.0 - (1.0 - kept.picture) * (0.12 + 0.88 * share[..., None]))
-        axis.set_title(title)
-        axis.set_axis_off()
+        axes = figure.add_subplot(grid[0, i])
+        axes.imshow(1.0 - (1.0 - kept.picture) * (0.12 + 0.88 * share[..., None]))
+        axes.set_title(title, fontweight="normal")
+        axes.set_axis_off()
 
 
-def _whole_numbers(axes: Axes, count: int) -> None:
-    axes.set_xticks(range(0, count, 1 if count <= 16 else 4))
+_DRAW: dict[str, Callable[[Axes, Drawn], None]] = {
+    "heads": _heads,
+    "ffn": _hidden,
+    "tokens": _tokens,
+    "macs": _macs,
+    "patches": _patches,
+}

@@ -53,6 +53,8 @@ def command(
         Path | None,
         typer.Option(metavar="OUT.png", help="Draw the latencies (.png, .pdf, .svg).", rich_help_panel=opt.OUTPUT),
     ] = None,
+    plot_size: opt.PlotSize = None,
+    plot_dpi: opt.PlotDpi = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -62,7 +64,11 @@ def command(
     from slimc.cli.results import bench_json
     from slimc.evaluate.latency import load_warning, realised, thread_warning, warnings
 
-    _check_outputs(csv, plot)
+    if csv is not None:
+        from slimc.files.output import check_output
+
+        check_output(csv, (".csv",), "--csv")
+    look = opt.read_plot(plot, plot_size, plot_dpi)
     out = Output(json, quiet)
     doubts = [doubt for doubt in (load_warning(), thread_warning(threads)) if doubt is not None]
     measurements = slimc.bench(
@@ -86,7 +92,7 @@ def command(
     if plot is not None:
         from slimc.report.latency import plot_latencies
 
-        plot_latencies(measurements, plot)
+        plot_latencies(measurements, plot, look)
     out.result(
         "bench",
         bench_json(measurements, shares, doubts),
@@ -98,18 +104,6 @@ def command(
         out.warn(doubt)
     if written:
         out.print(f"wrote {' and '.join(map(str, written))}{opt.overwritten(replaced)}")
-
-
-def _check_outputs(csv: Path | None, plot: Path | None) -> None:
-    """Find out before minutes of timing whether the results can be written."""
-    if csv is not None:
-        from slimc.files.output import check_output
-
-        check_output(csv, (".csv",), "--csv")
-    if plot is not None:
-        from slimc.report.structure import check_plot
-
-        check_plot(plot)
 
 
 def _print_report(out: Output, measurements: Sequence[Measurement], shares: Sequence[Realised]) -> None:

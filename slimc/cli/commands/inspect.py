@@ -55,6 +55,17 @@ def command(
             rich_help_panel="AdaViT",
         ),
     ] = None,
+    plot_panel: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Draw this panel only: heads, ffn, tokens, macs, patches, selections; with --data branches, heads, "
+            "patches, macs. May be given several times.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = None,
+    plot_size: opt.PlotSize = None,
+    plot_dpi: opt.PlotDpi = None,
     target: opt.TargetName = None,
     threads: opt.TunedThreads = None,
     tuning: opt.TuningFile = None,
@@ -63,26 +74,25 @@ def command(
 ) -> None:
     """Inspect a checkpoint or a model."""
     from slimc.cli.console import Output
-    from slimc.cli.inspection import inspect_checkpoint, inspect_model, inspect_usage
+    from slimc.cli.inspection import Picture, inspect_checkpoint, inspect_model, inspect_usage, panels
 
     out = Output(json, quiet)
     compiling = {"--target": target, "--threads": threads, "--tuning": tuning}
-    if plot is not None:
-        from slimc.report.structure import check_plot
-
-        check_plot(plot)
-    elif image is not None:
+    if image is not None and plot is None:
         raise OptionError("--image: is drawn; give --plot OUT.png too")
+    available = panels(usage=data is not None, image=image is not None) if plot is not None else ()
+    look = opt.read_plot(plot, plot_size, plot_dpi, panels=plot_panel or (), available=available)
+    picture = None if plot is None or look is None else Picture(plot, look, image)
     if data is not None:
         opt.refuse({**compiling, "--image": image}, source, "is run on images and not compiled, with --data")
-        found = inspect_usage(source, given.options, given.ema, data, plot, out.progress)
+        found = inspect_usage(source, given.options, given.ema, data, picture, out.progress)
     elif source.suffix == ".onnx":
         given.refuse(source, "is compiled already; its options are those it was exported with")
         opt.refuse(compiling, source, "is compiled already; its options are those it was exported with")
-        found = inspect_model(source, plot, image, out.progress)
+        found = inspect_model(source, picture, out.progress)
     else:
         how = {"target": target or "generic", "threads": threads, "tuning": tuning}
-        found = inspect_checkpoint(source, given.options, given.ema, how, plot, image, out.progress)
+        found = inspect_checkpoint(source, given.options, given.ema, how, picture, out.progress)
     written = [] if plot is None else [plot]
     out.result("inspect", found.values, inputs={source: found.sha256}, outputs=written)
     if found.usage is not None:
