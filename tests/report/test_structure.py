@@ -37,7 +37,7 @@ def panels(figure) -> dict[str, str]:
 
 def test_the_headline_tells_parameters_and_macs_before_and_after(tmp_path):
     found = words(picture(compiled("digits"), tmp_path))
-    assert "net.pth: parameters 316,490 → 204,776 (65 %), MACs 88.5 M → 41.8 M (47 %)" in found
+    assert "net.pth: parameters 316,490 → 197,321 (62 %), MACs 88.5 M → 40.3 M (46 %)" in found
     dense = words(picture(compiled("digits", "dense"), tmp_path))
     assert "net.pth: parameters 316,490, MACs 88.5 M" in dense
     assert any("MACs 167.30 G → 113.29 G (68 %)" in text for text in words(picture(deep(), tmp_path)))
