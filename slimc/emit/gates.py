@@ -20,7 +20,7 @@ from slimc.emit.branch import last_product
 from slimc.emit.graph import GraphBuilder, Value, dims
 from slimc.emit.projection import stacked
 from slimc.emit.stream import Stream
-from slimc.passes.remove_empty import idle_output
+from slimc.ir.interpret.linear import zero_row_output
 from slimc.targets.target import Target
 
 # What is added to the score of a key that is not used: exp of it is 0, and float16 holds it.
@@ -180,7 +180,7 @@ def _mlp(this: _Block, work: Stream) -> Stream:
 def _feed_forward(this: _Block, mlp: ir.Mlp, work: Stream, name: str) -> Value:
     graph = this.graph
     if mlp.up.weight.size == 0:
-        return graph.parameter(f"{name}.fc2.bias", idle_output(mlp))
+        return graph.parameter(f"{name}.fc2.bias", zero_row_output(mlp))
     n = graph.layer_norm(work.matrix, mlp.norm, f"{this.name}.norm2", f"{this.name}.norm2")
     if mlp.inputs is not None:
         n = graph.take(n, mlp.inputs, 1, f"{name}.inputs")

@@ -19,7 +19,7 @@ from slimc.emit.stem import emit_soft_split
 from slimc.emit.stream import Stream
 from slimc.emit.tokens import Kept, emit_select
 from slimc.errors import InternalError
-from slimc.passes.remove_empty import idle_output
+from slimc.ir.interpret.linear import zero_row_output
 from slimc.targets.plan import rules_for
 from slimc.targets.target import ATTENTION_OPSET, Target, for_opset
 
@@ -163,7 +163,7 @@ def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str, target: T
         return summed
     others = np.setdiff1d(everything, rows)
     idle = stream.take(graph, others, f"{name}.idle")
-    constant = graph.parameter(f"{name}.idle.bias", idle_output(mlp))
+    constant = graph.parameter(f"{name}.idle.bias", zero_row_output(mlp))
     idle = idle.replace(graph.add(idle.matrix, constant, f"{name}.idle.residual"))
     return Stream.merge(graph, [(idle, others), (summed, rows)], f"{name}.merged")
 

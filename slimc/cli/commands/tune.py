@@ -31,9 +31,8 @@ def command(
     from slimc.cli.console import Output
     from slimc.errors import OptionError
     from slimc.evaluate.latency import load_warning
-    from slimc.evaluate.tune import describe, measure_costs
+    from slimc.evaluate.tune import describe, measure_costs, write_tuning
     from slimc.files.output import check_writable
-    from slimc.targets.tuning import write_tuning
 
     if backend not in ("onnxruntime", "openvino"):
         raise OptionError(f"--backend: {backend!r} is no CPU back end; expected onnxruntime or openvino")
