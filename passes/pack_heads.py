@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.ir import Attention, FloatArray, Head, Linear, Model, block_rows, key_rows, live_rows, map_arrays
+from slimc.ir import Attention, FloatArray, Head, Linear, Model, map_arrays
 from slimc.passes.rewrite import with_blocks
 from slimc.targets.costs import Work
-from slimc.targets.plan import head_width, rows_for_parts
+from slimc.targets.plan import head_width, plan_model
 from slimc.targets.target import Target
 
 
@@ -39,13 +39,16 @@ class PackHeads:
     def __call__(self, model: Model) -> Model:
         """`model` with grouped heads; the same object where every attention has groups already."""
         blocks = []
-        for block, rows in zip(model.blocks, block_rows(model), strict=True):
+        # Costs are weighed as if no image decided anything: as many rows and products as there are without gates.
+        ungated = with_blocks(
+            model, tuple(block if block.gates is None else replace(block, gates=None) for block in model.blocks)
+        )
+        for block, plan in zip(model.blocks, plan_model(ungated, self.target), strict=True):
             attention = block.attention
             if isinstance(attention, Attention) and attention.groups is None:
-                asking = rows_for_parts(attention, rows.entering, live_rows(block, rows.entering), self.target)
-                divisible = None if asking is None else len(asking)
-                keys = len(key_rows(attention, rows.entering))
-                work = Work(model.dim, rows.leaving, keys, self.batch_size, divisible)
+                assert plan.attention is not None
+                keys, divisible = len(plan.attention.key_rows), plan.attention.divisible_queries
+                work = Work(model.dim, plan.rows.leaving, keys, self.batch_size, divisible)
                 block = replace(block, attention=_pack(attention, self.target, work))  # noqa: PLW2901
             blocks.append(block)
         return with_blocks(model, tuple(blocks))
