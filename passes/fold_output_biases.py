@@ -43,8 +43,8 @@ def _block(block: Block, plan: BlockPlan) -> Block:
     if block.gates is not None:
         return block
     attention, mlp = block.attention, block.mlp
-    if isinstance(attention, Attention) and plan.attention is not None and not plan.attention.absorbed:
-        attention = _attention(attention)
+    if plan.attention is not None and not plan.attention.absorbed:
+        attention = _attention(plan.attention.node)
     if isinstance(mlp, Mlp):
         mlp = _mlp(mlp)
     same = attention is block.attention and mlp is block.mlp

@@ -22,13 +22,14 @@ from slimc.targets.plan import AttentionPlan
 
 
 def emit_absorbed(
-    graph: GraphBuilder, attention: ir.Attention, plan: AttentionPlan, normalised: Stream, name: str
+    graph: GraphBuilder, plan: AttentionPlan, normalised: Stream, name: str
 ) -> tuple[Value, ir.FloatArray]:
     """What the heads mix [B * Nq, H * d], and the output projection's weight [C, H * d] that takes it."""
-    heads, width, batch = len(attention.heads), plan.head_width, normalised.batch
+    attention, batch = plan.node, normalised.batch
+    heads, width = len(attention.heads), plan.head_width
     dim = dims(normalised.matrix)[1]
     query_rows = normalised.take(graph, plan.query_rows, f"{name}.queries")
-    queries = _queries(graph, attention, query_rows, width, name)
+    queries = _queries(graph, plan, query_rows, name)
     key = graph.parameter(f"{name}.k.weight", np.stack([_padded(head.key.weight, width) for head in attention.heads]))
     absorbed = graph.matmul(queries, key, f"{name}.q.absorbed")
     absorbed = _by_image(graph, absorbed, batch, f"{name}.q.absorbed")
@@ -50,9 +51,9 @@ def emit_absorbed(
     return graph.reshape(flat, (total, heads * width), f"{name}.flat"), output
 
 
-def _queries(graph: GraphBuilder, attention: ir.Attention, query_rows: Stream, width: int, name: str) -> Value:
+def _queries(graph: GraphBuilder, plan: AttentionPlan, query_rows: Stream, name: str) -> Value:
     """Queries [H, B * Nq, d]."""
-    heads = attention.heads
+    heads, width = plan.node.heads, plan.head_width
     weight = graph.parameter(f"{name}.q.weight", np.concatenate([_padded(h.query.weight, width) for h in heads]))
     bias = None
     if any(head.query.bias is not None for head in heads):

@@ -35,22 +35,21 @@ class HeadGates:
 
 def emit_attention(
     graph: GraphBuilder,
-    attention: ir.Attention,
     plan: AttentionPlan,
     stream: Stream,
     block: str,
     key_bias: Value | None = None,
 ) -> Stream:
     """The live rows of `stream` with the branch added; `key_bias` [B, 1, 1, keys] is added to the scores."""
-    name = f"{block}.attn"
+    attention, name = plan.node, f"{block}.attn"
     normalised = stream.replace(graph.layer_norm(stream.matrix, attention.norm, f"{block}.norm1", f"{block}.norm1"))
     if attention.token_mask is not None:
         column = normalised.column(graph, attention.token_mask)
         normalised = normalised.replace(graph.mul(normalised.matrix, column, f"{block}.norm1.mask"))
     if plan.absorbed:
-        joined, weight = emit_absorbed(graph, attention, plan, normalised, name)
+        joined, weight = emit_absorbed(graph, plan, normalised, name)
     else:
-        joined = _attend_groups(graph, attention, plan, normalised, name, key_bias)
+        joined = _attend_groups(graph, plan, normalised, name, key_bias)
         weight = _output_weight(attention)
     residual = stream.take(graph, plan.live_rows, f"{block}.live")
     output = ir.Linear(weight, attention.output_bias)
@@ -60,7 +59,6 @@ def emit_attention(
 
 def emit_gated_attention(
     graph: GraphBuilder,
-    attention: ir.Attention,
     plan: AttentionPlan,
     normalised: Stream,
     name: str,
@@ -71,7 +69,8 @@ def emit_gated_attention(
 
     `key_bias` [B, 1, 1, keys] is added to the scores.
     """
-    joined = _attend_groups(graph, attention, plan, normalised, name, key_bias, gates)
+    attention = plan.node
+    joined = _attend_groups(graph, plan, normalised, name, key_bias, gates)
     output = ir.Linear(_output_weight(attention), attention.output_bias)
     return last_product(graph, joined, output, attention.residual_scale, name, "proj")
 
@@ -83,7 +82,6 @@ def _output_weight(attention: ir.Attention) -> ir.FloatArray:
 
 def _attend_groups(
     graph: GraphBuilder,
-    attention: ir.Attention,
     plan: AttentionPlan,
     normalised: Stream,
     name: str,
@@ -96,9 +94,9 @@ def _attend_groups(
     for i, (group, operand) in enumerate(zip(plan.groups, operands, strict=True)):
         label = name if len(plan.groups) == 1 else f"{name}.group{i}"
         if plan.uses_operator(len(group)):
-            mixed.append(_attend_by_operator(graph, attention, plan, group, operand, label))
+            mixed.append(_attend_by_operator(graph, plan, group, operand, label))
         else:
-            mixed.append(_attend_by_products(graph, attention, plan, group, operand, label, key_bias))
+            mixed.append(_attend_by_products(graph, plan, group, operand, label, key_bias))
     joined = _join(graph, mixed, plan.groups, name)
     live = len(plan.live_rows)
     if len(plan.query_rows) > live:
@@ -108,7 +106,6 @@ def _attend_groups(
 
 def _attend_by_operator(
     graph: GraphBuilder,
-    attention: ir.Attention,
     plan: AttentionPlan,
     group: tuple[ir.Head, ...],
     operands: Operands,
@@ -126,17 +123,16 @@ def _attend_by_operator(
     parts = plan.query_parts if heads == 1 else 1
     query = graph.reshape(query, (batch, count // parts, parts * width), f"{name}.q.parts")
     bias = None
-    if plan.ghost_rows != attention.ghosts:
+    if plan.ghost_rows != plan.node.ghosts:
         scores = (batch, heads * parts, count // parts, dims(key)[1])
-        bias = ghost_bias(graph, scores, attention.ghosts, plan.ghost_rows, full=True)
+        bias = ghost_bias(graph, scores, plan.node.ghosts, plan.ghost_rows, full=True)
     whole = f"{name}.mixed" if parts == 1 else f"{name}.mixed.parts"
-    mixed = graph.attention(query, key, value, bias, (heads * parts, heads), attention.scale, whole)
+    mixed = graph.attention(query, key, value, bias, (heads * parts, heads), plan.node.scale, whole)
     return graph.reshape(mixed, (batch, count, dims(value)[2]), f"{name}.mixed")
 
 
 def _attend_by_products(
     graph: GraphBuilder,
-    attention: ir.Attention,
     plan: AttentionPlan,
     group: tuple[ir.Head, ...],
     operands: Operands,
@@ -147,13 +143,13 @@ def _attend_by_products(
     query, key, value = operands.query, operands.key, operands.value
     if any(head.mask is not None for head in group):
         query, key, value = _masked(graph, group, operands, name)
-    if attention.scale != 1.0:
-        query = graph.scale(query, attention.scale, f"{name}.q.scale")
+    if plan.node.scale != 1.0:
+        query = graph.scale(query, plan.node.scale, f"{name}.q.scale")
     if plan.ghost_rows and not plan.ghosts_projected:
         key, value = _with_ghosts(graph, plan.ghost_rows, group, key, value, name, transposed=True)
     scores = graph.matmul(query, key, f"{name}.scores")
-    if plan.ghost_rows != attention.ghosts:
-        bias = ghost_bias(graph, dims(scores), attention.ghosts, plan.ghost_rows)
+    if plan.ghost_rows != plan.node.ghosts:
+        bias = ghost_bias(graph, dims(scores), plan.node.ghosts, plan.ghost_rows)
         scores = graph.add(scores, bias, f"{name}.scores.ghosts")
     if key_bias is not None:
         one_head = (*dims(scores)[:-2], 1, dims(scores)[-1])

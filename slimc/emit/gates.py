@@ -21,7 +21,7 @@ from slimc.emit.graph import GraphBuilder, Value, dims
 from slimc.emit.projection import stacked
 from slimc.emit.stream import Stream
 from slimc.ir.interpret.linear import zero_row_output
-from slimc.targets.plan import BlockPlan
+from slimc.targets.plan import BlockPlan, MlpPlan
 
 # What is added to the score of a key that is not used: exp of it is 0, and float16 holds it.
 _UNSEEN = -30000.0
@@ -134,12 +134,12 @@ def _scatter(this: _Block, stream: Stream, work: Stream) -> Stream:
 
 def _attention(this: _Block, work: Stream, normalised: Stream | None) -> Stream:
     """`work` with the attention branch added; only its live rows where some end here."""
-    graph, attention, plan, name = this.graph, this.block.attention, this.plan.attention, f"{this.name}.attn"
+    graph, plan, name = this.graph, this.plan.attention, f"{this.name}.attn"
     live = ir.live_rows(this.block, work.rows)
     queries = work.take(graph, live, f"{this.name}.live")
-    assert not isinstance(attention, ir.Constant)
-    if attention is None or plan is None or (not attention.heads and attention.output_bias is None):
+    if plan is None or (not plan.node.heads and plan.node.output_bias is None):
         return queries
+    attention = plan.node
 
     def branch() -> Value:
         if not attention.heads and attention.output_bias is not None:
@@ -150,7 +150,7 @@ def _attention(this: _Block, work: Stream, normalised: Stream | None) -> Stream:
         gates = HeadGates(
             lambda x, numbers, label: _times_channels(this, x, numbers, work.batch, label), this.gates.off_heads
         )
-        return emit_gated_attention(graph, attention, plan, rows, name, _key_bias(this, name), gates)
+        return emit_gated_attention(graph, plan, rows, name, _key_bias(this, name), gates)
 
     tokens = this.tokens if len(live) == work.rows else None
     return _add(this, queries, branch, this.gates.attention, 0, tokens, name)
@@ -169,18 +169,17 @@ def _key_bias(this: _Block, name: str) -> Value | None:
 
 def _mlp(this: _Block, work: Stream) -> Stream:
     """`work` with the FFN branch added."""
-    mlp, name = this.block.mlp, f"{this.name}.mlp"
-    if mlp is None:
+    plan, name = this.plan.mlp, f"{this.name}.mlp"
+    if plan is None:
         return work
-    assert isinstance(mlp, ir.Mlp)
     index = 0 if this.gates.attention is None else 1
     tokens = this.tokens if this.gates.tokens_gate_mlp and this.block.live is None else None
-    return _add(this, work, lambda: _feed_forward(this, mlp, work, name), this.gates.mlp, index, tokens, name)
+    return _add(this, work, lambda: _feed_forward(this, plan, work, name), this.gates.mlp, index, tokens, name)
 
 
-def _feed_forward(this: _Block, mlp: ir.Mlp, work: Stream, name: str) -> Value:
-    graph = this.graph
-    if this.plan.mlp is not None and this.plan.mlp.rows == 0:
+def _feed_forward(this: _Block, plan: MlpPlan, work: Stream, name: str) -> Value:
+    graph, mlp = this.graph, plan.node
+    if plan.rows == 0:
         return graph.parameter(f"{name}.fc2.bias", zero_row_output(mlp))
     n = graph.layer_norm(work.matrix, mlp.norm, f"{this.name}.norm2", f"{this.name}.norm2")
     if mlp.inputs is not None:

@@ -129,24 +129,24 @@ def _block(graph: GraphBuilder, block: ir.Block, plan: BlockPlan, stream: Stream
     name = block.name
     if kept is not None and block.live is not None:
         raise InternalError(f"{name}: rows are cut after a selection that hides some")
-    if isinstance(block.attention, ir.Attention) and plan.attention is not None:
+    if plan.attention is not None:
         key_bias = None if kept is None else kept.bias
-        stream = emit_attention(graph, block.attention, plan.attention, stream, name, key_bias)
+        stream = emit_attention(graph, plan.attention, stream, name, key_bias)
     else:
         stream = stream.take(graph, ir.live_rows(block, stream.rows), f"{name}.live")
     if isinstance(block.attention, ir.Constant):
         bias = graph.parameter(f"{name}.attn.proj.bias", block.attention.vector)
         stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.attn.residual"))
-    if isinstance(block.mlp, ir.Mlp) and plan.mlp is not None:
-        stream = _mlp(graph, block.mlp, plan.mlp, stream, name)
+    if plan.mlp is not None:
+        stream = _mlp(graph, plan.mlp, stream, name)
     elif isinstance(block.mlp, ir.Constant):
         bias = graph.parameter(f"{name}.mlp.fc2.bias", block.mlp.vector)
         stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.mlp.residual"))
     return stream
 
 
-def _mlp(graph: GraphBuilder, mlp: ir.Mlp, plan: MlpPlan, stream: Stream, block: str) -> Stream:
-    name = f"{block}.mlp"
+def _mlp(graph: GraphBuilder, plan: MlpPlan, stream: Stream, block: str) -> Stream:
+    mlp, name = plan.node, f"{block}.mlp"
     everything = np.arange(stream.rows)
     rows = everything if mlp.rows is None else mlp.rows
     seen = stream.take(graph, rows, f"{name}.rows")

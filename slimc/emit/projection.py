@@ -58,9 +58,8 @@ def ghost_bias(graph: GraphBuilder, scores: tuple[int, ...], ghosts: int, rows: 
 
 def project(graph: GraphBuilder, plan: AttentionPlan, normalised: Stream, name: str) -> list[Operands]:
     """Operands of every group, from the normalised stream."""
-    keys = normalised.take(graph, plan.key_rows, f"{name}.keys").with_zeros(
-        graph, plan.projected_ghosts, f"{name}.ghosts"
-    )
+    visible = normalised.take(graph, plan.key_rows, f"{name}.keys")
+    keys = visible.with_zeros(graph, plan.projected_ghosts, f"{name}.ghosts")
     if plan.projection == "qkv":
         return _project_qkv(graph, plan, keys, name)
     linears = _linears(plan)

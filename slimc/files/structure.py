@@ -87,9 +87,9 @@ def _layer(
 ) -> LayerStructure:
     groups: tuple[tuple[int, int], ...] = ()
     keys, ghosts = 0, 0
-    if isinstance(block.attention, ir.Attention) and plan.attention is not None:
+    if plan.attention is not None:
         groups = tuple((len(group), int(group[0].value.weight.shape[0])) for group in plan.attention.groups)
-        keys, ghosts = len(plan.attention.key_rows), block.attention.ghosts
+        keys, ghosts = len(plan.attention.key_rows), plan.attention.node.ghosts
     return LayerStructure(
         name=block.name,
         heads=_kept_channels(masked) if groups else tuple(0 for _ in _kept_channels(masked)),

@@ -6,7 +6,6 @@ the IR, so that they are known before anything is emitted; a test counts them ag
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,8 +59,8 @@ def branch_macs(model: ir.Model, target: Target) -> tuple[BranchMacs, ...]:
         attention, mlp = 0, 0
         if plan.attention is not None:
             attention = _attention_macs(plan.attention, model.dim)
-        if isinstance(block.mlp, ir.Mlp) and plan.mlp is not None:
-            mlp = plan.mlp.rows * (block.mlp.up.weight.size + block.mlp.down.weight.size)
+        if plan.mlp is not None:
+            mlp = plan.mlp.rows * (plan.mlp.node.up.weight.size + plan.mlp.node.down.weight.size)
         scored_rows = plan.rows.entering if plan.scores_tokens else 0
         counts.append(BranchMacs(_decision_macs(block.gates, scored_rows), attention, mlp))
     return tuple(counts)
@@ -124,12 +123,11 @@ def classifier_macs(model: ir.Model) -> int:
 
 def _attention_macs(plan: AttentionPlan, dim: int) -> int:
     if plan.absorbed:
-        heads = sum(map(len, plan.groups))
-        return len(plan.query_rows) * heads * dim * (4 * plan.head_width + 2 * plan.keys)
+        return len(plan.query_rows) * len(plan.node.heads) * dim * (4 * plan.head_width + 2 * plan.keys)
     projected = len(plan.key_rows) + plan.projected_ghosts
     queries = projected if plan.projection == "qkv" else int(plan.visible_queries.sum())
     macs = 0
-    for head in itertools.chain.from_iterable(plan.groups):
+    for head in plan.node.heads:
         d_qk, d_v = head.query.weight.shape[0], head.value.weight.shape[0]
         macs += dim * (queries * d_qk + projected * (d_qk + d_v) + len(plan.live_rows) * d_v)
         macs += len(plan.query_rows) * plan.keys * (d_qk + d_v)
@@ -164,10 +162,10 @@ def _unused_in_gated(block: ir.Block, plan: BlockPlan) -> int:
     unused = 0
     if block.gates.tokens is not None and not plan.scores_tokens:
         unused += _params(block.gates.tokens)
-    if isinstance(block.attention, ir.Attention):
-        unused += _params(block.attention.norm) if plan.scores_tokens or not block.attention.heads else 0
-    if isinstance(block.mlp, ir.Mlp) and plan.mlp is not None and plan.mlp.rows == 0:
-        unused += _params(block.mlp) - len(block.mlp.down.weight)
+    if plan.attention is not None and (plan.scores_tokens or not plan.attention.node.heads):
+        unused += _params(plan.attention.node.norm)
+    if plan.mlp is not None and plan.mlp.rows == 0:
+        unused += _params(plan.mlp.node) - len(plan.mlp.node.down.weight)
     return unused
 
 
@@ -181,7 +179,7 @@ def _projection_params(plan: AttentionPlan, dim: int) -> int:
     Where every query is constant, its bias becomes a Constant node and its weights are not needed. An absorbed attention
     has four padded matrices a head, and the query bias.
     """
-    heads = tuple(itertools.chain.from_iterable(plan.groups))
+    heads = plan.node.heads
     queries, keys, values = ([getattr(head, kind) for head in heads] for kind in ("query", "key", "value"))
     if plan.absorbed:
         biased = any(query.bias is not None for query in queries)

@@ -23,7 +23,7 @@ matrices are absorbed into those of the queries and the output (`slimc.emit.abso
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
-    """How an attention will be computed.
+    """How the attention `node` will be computed.
 
     Heads: `groups` are computed together, each in a batched attention. A group goes to the Attention operator where
     `operator` says so and it is no head alone; a head alone goes there where its queries are cut into `query_parts` > 1
@@ -41,6 +41,7 @@ class AttentionPlan:
     output projection adds the residual stream.
     """
 
+    node: ir.Attention
     groups: tuple[tuple[ir.Head, ...], ...]
     operator: bool
     query_parts: int
@@ -78,20 +79,21 @@ class AttentionPlan:
     @property
     def head_width(self) -> int:
         """Width of the widest head."""
-        return max(head_width(head) for group in self.groups for head in group)
+        return max(map(head_width, self.node.heads))
 
     def uses_operator(self, heads: int) -> bool:
         """Whether a group of so many heads goes to the Attention operator."""
         return self.operator and (heads > 1 or self.query_parts > 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MlpPlan:
-    """How an FFN will be computed: for how many rows, and whether its last product adds the residual stream.
+    """How the FFN `node` will be computed: for how many rows, and whether its last product adds the residual stream.
 
     No row is computed where no channel is left: then it adds the same to every row.
     """
 
+    node: ir.Mlp
     rows: int
     residual_in_product: bool
 
@@ -143,13 +145,11 @@ def plan_block(
         branch_rows=branch_rows,
         scores_tokens=tokens is not None and rows.entering > prefix,
         attention=attention,
-        mlp=_plan_mlp(block, rows, branch_rows, target) if isinstance(block.mlp, ir.Mlp) else None,
+        mlp=_plan_mlp(block.mlp, block, rows, branch_rows, target) if isinstance(block.mlp, ir.Mlp) else None,
     )
 
 
-def _plan_mlp(block: ir.Block, rows: ir.BlockRows, branch_rows: int, target: Target) -> MlpPlan:
-    mlp = block.mlp
-    assert isinstance(mlp, ir.Mlp)
+def _plan_mlp(mlp: ir.Mlp, block: ir.Block, rows: ir.BlockRows, branch_rows: int, target: Target) -> MlpPlan:
     if mlp.up.weight.size == 0:
         computed = 0
     elif block.gates is not None and block.gates.tokens_gate_mlp and block.live is None:
@@ -157,6 +157,7 @@ def _plan_mlp(block: ir.Block, rows: ir.BlockRows, branch_rows: int, target: Tar
     else:
         computed = rows.leaving if mlp.rows is None else len(mlp.rows)
     return MlpPlan(
+        node=mlp,
         rows=computed,
         residual_in_product=_adds_residual(mlp.down.bias, mlp.residual_scale, target),
     )
@@ -173,7 +174,7 @@ def _plan_attention(
     keys, groups = ir.key_rows(attention, entering), _head_groups(attention)
     ghosts = _ghost_rows(len(keys), attention.ghosts, target)
     every_query = _computes_every_query(attention, keys, live, ghosts, target)
-    ghosts_projected = every_query or _projects_ghosts(attention, ghosts, target)
+    ghosts_projected = ghosts > 0 and (every_query or _projects_ghosts(attention, ghosts, target))
     operator = target.attention_operator and not by_image and all(head.mask is None for head in attention.heads)
     divisible: ir.IndexArray | None = None
     if operator and target.query_parts > 1:
@@ -182,9 +183,10 @@ def _plan_attention(
     absorbed = not by_image and _absorbs(attention, keys, live, target)
     in_parts = not absorbed and divisible is not None and any(len(group) == 1 for group in groups)
     queries = divisible if in_parts and divisible is not None else live
-    same_rows = np.array_equal(queries, keys) and not (ghosts_projected and ghosts)
+    same_rows = np.array_equal(queries, keys) and not ghosts_projected
     one_product = every_query or (same_rows and _same_biases(attention))
     return AttentionPlan(
+        node=attention,
         groups=groups,
         operator=operator and not absorbed,
         query_parts=target.query_parts if in_parts else 1,
