@@ -12,6 +12,7 @@ below zero.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,10 +32,10 @@ from slimc.errors import OptionError
 from slimc.evaluate import cpu_timing
 from slimc.evaluate.cpu_timing import Backend
 from slimc.evaluate.progress import Advance, Progress
-from slimc.files.output import check_output
+from slimc.files.output import check_output, replacing
 from slimc.targets.costs import Kernel, MeasuredCosts, Work
 from slimc.targets.target import Target
-from slimc.targets.tuning import Tuning, write_tuning
+from slimc.targets.tuning import FORMAT, Tuning
 
 Float64 = npt.NDArray[np.float64]
 
@@ -136,7 +137,7 @@ def measure_costs(backend: Backend, threads: int, advance: Advance) -> Tuning:
     """
     chosen, operator = sections(), backend == "onnxruntime"
     parts = threads if operator else 1
-    target = Target("cpu", residual_in_product=True, attention_operator=operator, query_parts=parts)
+    target = Target("cpu", max_heads=None, residual_in_product=True, attention_operator=operator, query_parts=parts)
     times: list[Float64] = []
     with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
         paths = [Path(directory) / f"{i}.onnx" for i in range(len(chosen))]
@@ -152,6 +153,12 @@ def measure_costs(backend: Backend, threads: int, advance: Advance) -> Tuning:
     microseconds = 1e6 * np.median(times, axis=0) / _BLOCKS
     costs, error = fit(chosen, microseconds, threads, parts)
     return Tuning(costs, operator, sessions[0].backend, processor(), len(chosen), error)
+
+
+def write_tuning(tuning: Tuning, path: Path) -> None:
+    """Write `tuning` to `path`, as `slimc.targets.tuning.read_tuning` reads it."""
+    with replacing(path) as (temporary,):
+        temporary.write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(tuning)}, indent=1) + "\n")
 
 
 def _round(timers: Sequence[Timer]) -> Float64:

@@ -16,10 +16,11 @@ _BY_COUNT = CountedCosts(3e6)
 
 @dataclass(frozen=True)
 class Target:
-    """Rules that head packing and emission follow.
+    """Rules that head packing and emission follow; the defaults are those of the target ``generic``.
 
     Packing: `width_multiple` and `min_width` bound head widths, `min_heads` and `max_heads` the heads of one batched
-    attention; of all groups within these bounds, those of the least `costs` are taken.
+    attention; of all groups within these bounds, those of the least `costs` are taken. A head to itself needs no padding:
+    on the generic target every dimension is exactly what the masks left. With `max_heads` none a group may have any number.
 
     Ghosts: `key_multiple` is the number of keys where ghosts make it free; up to `exact_ghosts` of them are as many keys.
 
@@ -40,7 +41,7 @@ class Target:
     width_multiple: int = 1
     min_width: int = 1
     min_heads: int = 1
-    max_heads: int | None = None
+    max_heads: int | None = 1
     costs: Costs = _BY_COUNT
     key_multiple: int = 1
     exact_ghosts: int = 0
@@ -75,14 +76,14 @@ def find_target(name: str, *, threads: int | None = None, tuning: Path | None = 
     if tuning is not None:
         raise OptionError(f"--tuning: its costs are those of CPUs; {name} has none, expected --target cpu")
     if name == "generic":
-        # A head to itself needs no padding: every dimension is exactly what the masks left.
-        return Target(name, max_heads=1)
+        return Target(name)
     if name in _TENSOR_CORES:
         return Target(
             name,
             width_multiple=8,
             min_width=16,
             min_heads=2,
+            max_heads=None,
             key_multiple=8,
             costs=CountedCosts(60e6),
             spare_query_macs=math.inf,
@@ -101,6 +102,7 @@ def _cpu(threads: int | None, tuning: Path | None) -> Target:
     found = packaged_tuning(threads) if tuning is None else read_tuning(tuning)
     return Target(
         "cpu",
+        max_heads=None,
         costs=found.costs,
         exact_ghosts=8,
         spare_query_macs=3e6,
