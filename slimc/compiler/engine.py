@@ -22,9 +22,9 @@ from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
 from slimc.emit.precision import TOLERANCE, Precision, break_attention_fusion, to_half
 from slimc.errors import MismatchError, MissingError, OptionError
+from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, silent
-from slimc.evaluate.selections import Choices, compare_with
 from slimc.files.metadata import read_metadata
 from slimc.files.output import check_output, replacing
 from slimc.files.reference import read_reference, reference_path

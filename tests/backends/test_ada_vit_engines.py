@@ -11,7 +11,7 @@ from slimc.compiler.engine import EngineOptions, EngineReport, build_engine
 from slimc.compiler.export import export
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
-from slimc.evaluate.decisions import Exactness
+from slimc.evaluate.gate_decisions import Exactness
 from slimc.targets.target import find_target
 from tests.gated import DATA, VECTORS
 

@@ -10,7 +10,7 @@ from slimc.compiler.export import export
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.emit.precision import Precision
-from slimc.evaluate.selections import Agreement
+from slimc.evaluate.kept_patches import Agreement
 from slimc.models.system import Variant
 from slimc.targets.target import find_target
 from tests.selecting import VECTORS, Vector

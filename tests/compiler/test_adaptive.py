@@ -15,7 +15,7 @@ from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.compiler.verify import Against, verify
 from slimc.errors import OptionError
-from slimc.evaluate.decisions import Exactness
+from slimc.evaluate.gate_decisions import Exactness
 from slimc.files.metadata import read_metadata
 from slimc.targets.target import find_target
 from tests.command_line import slimc

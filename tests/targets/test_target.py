@@ -5,7 +5,7 @@ import json
 import onnx
 import pytest
 
-from slimc.compiler.options import ExportOptions
+from slimc.compiler.options import CompileOptions
 from slimc.files.metadata import read_metadata
 from slimc.targets.target import Target, find_target
 from tests.checkpoints import Recipe, small_checkpoint
@@ -82,5 +82,5 @@ def test_a_tuning_that_is_none_is_one_line(command, checkpoint, tmp_path):
 
 
 def test_the_generic_target_is_what_a_target_is_by_default():
-    assert find_target("generic") == Target("generic") == ExportOptions().target
+    assert find_target("generic") == Target("generic") == CompileOptions().target
     assert Target("generic").max_heads == 1

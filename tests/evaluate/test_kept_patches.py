@@ -14,16 +14,9 @@ from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
 from slimc.errors import MismatchError, ModelFileError
+from slimc.evaluate.compare import compare_with
+from slimc.evaluate.kept_patches import Agreement, agree, compare_selected, equal_sets, run_given, run_selected
 from slimc.evaluate.logits import compare
-from slimc.evaluate.selections import (
-    Agreement,
-    agree,
-    compare_selected,
-    compare_with,
-    equal_sets,
-    run_given,
-    run_selected,
-)
 from slimc.files.images import seeded_images
 from slimc.files.reference import Reference, read_reference, write_reference
 from slimc.models.system import Variant
