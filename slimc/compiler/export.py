@@ -52,7 +52,7 @@ class ExportReport:
     worst_file: Path | None = None
 
 
-def export(
+def export_network(
     network: Network,
     output: Path,
     options: CompileOptions,

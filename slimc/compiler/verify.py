@@ -91,7 +91,7 @@ def describe(path: Path) -> Artefact:
     raise ModelFileError(f"{path}: expected a file that ends in .onnx or .engine")
 
 
-def verify(
+def verify_artefact(
     path: Path,
     against: Against,
     *,

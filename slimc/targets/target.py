@@ -60,19 +60,25 @@ _TENSOR_CORES = ("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm120
 TARGETS = ("generic", "cpu", *_TENSOR_CORES)
 
 
-def find_target(name: str, *, threads: int | None = None, tuning: Path | None = None) -> Target:
-    """The target called `name`.
+def find_target(name: str, *, threads: int | None = None, tuning: str | Path | None = None) -> Target:
+    """The target called `name`, for `compile` and `export`.
 
     Args:
-        name: one of `TARGETS`.
-        threads: how many threads will run the model on a CPU; by default several.
-        tuning: what ``slimc tune`` measured on the machine that will run it, instead of the table that slimc ships.
+        name: "generic", "cpu", "sm75", ...
+        threads: of one inference, for "cpu".
+        tuning: a file that `tune` wrote, for "cpu".
 
     Raises:
-        OptionError: there is no such target, or it is not measured; the file is no tuning.
+        OptionError: there is no such target, or the others say nothing to it.
+
+    Example:
+        >>> slimc.find_target("sm89").width_multiple
+        8
     """
     if name == "cpu":
-        return _cpu(threads, tuning)
+        return _cpu(threads, None if tuning is None else Path(tuning))
+    if threads is not None:
+        raise OptionError(f"--threads: a model for {name} is the same for any number; expected --target cpu")
     if tuning is not None:
         raise OptionError(f"--tuning: its costs are those of CPUs; {name} has none, expected --target cpu")
     if name == "generic":
