@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, silent
 from slimc.files.metadata import read_metadata
-from slimc.files.output import check_output, replacing
+from slimc.files.output import check_output, replacing, scratch
 from slimc.files.reference import read_reference, reference_path
 from slimc.files.version import VERSION
 from slimc.models.system import Network
@@ -112,8 +111,8 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
     if metadata.target == "cpu":
         wanted = next(iter(targets), "sm80")
         raise OptionError(f"{model}: was exported for CPUs; an engine wants slimc export --target {wanted}")
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        typed = Path(directory) / model.name
+    with scratch() as directory:
+        typed = directory / model.name
         with progress(f"writing {model.name} in {options.precision}"):
             graph, precision, kept = _typed_model(model, typed, options)
         graph_comparison, agreement = None, None
@@ -237,8 +236,8 @@ def build_from_network(
     check_output(output, (SUFFIX,))
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, "")
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        model = Path(directory) / f"{output.stem}.onnx"
+    with scratch() as directory:
+        model = directory / f"{output.stem}.onnx"
         how = CompileOptions(batch_size=batch_size, target=find_target((*targets, "sm80")[0]))
         export_network(network, model, how, progress=progress)
         return build_engine(model, output, options, progress=progress)

@@ -16,7 +16,7 @@ from slimc.compiler.reference import make_reference, shipped_part
 from slimc.emit.file import data_path, write_model
 from slimc.emit.model import emit
 from slimc.emit.precision import to_half
-from slimc.errors import MismatchError, OptionError
+from slimc.errors import MismatchError, OptionError, OutputError
 from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, Stopwatch, silent
@@ -93,6 +93,7 @@ def export_network(
             model = emit_onnx(compiled)
             compiled = compiled.without_weights()
             write_model(model, onnx_temporary)
+            _refuse_link_to_parts(output, onnx_temporary)
             del model
             gc.collect()  # the graph's cycles
         with watch.stage("verify", "comparing with the PyTorch network") as advance:
@@ -113,6 +114,16 @@ def export_network(
         replaced=replaced,
         worst_file=None if comparison is None else reference.file_of(comparison.worst_input),
     )
+
+
+def _refuse_link_to_parts(output: Path, written: Path) -> None:
+    """Refuse a link to a model of two files: whoever opens the link looks for the weights beside it, not beside the model.
+
+    Raises:
+        OutputError: `output` is a link, and the model `written` has external data.
+    """
+    if output.is_symlink() and data_path(written).exists():
+        raise OutputError(f"{output}: is a link, and weights of over 2 GB need a second file; give {output.resolve()}")
 
 
 def check_export(

@@ -182,7 +182,7 @@ def check_seconds(seconds: float) -> None:
 
 def _timer(subject: Subject) -> Timer:
     spec = image_input(subject.session, subject.name)
-    images = seeded_images(spec.shape[0], (spec.shape[2], spec.shape[3]), 0)
+    images = seeded_images(spec.shape[0], (spec.shape[2], spec.shape[3]), 0, spec.shape[1])
     return subject.session.timer({spec.name: images.astype(spec.dtype)})
 
 

@@ -35,16 +35,15 @@ def command(
     quiet: opt.Quiet = False,
 ) -> None:
     """Run the demo."""
-    import tempfile
-
     from slimc.cli.console import Output
     from slimc.cli.demo import CHECKPOINT, keep_checkpoint, run_demo
     from slimc.cli.results import demo_json
+    from slimc.files.output import scratch
 
     out = Output(json, quiet)
     if output is None:
-        with tempfile.TemporaryDirectory(prefix="slimc-demo-") as directory:
-            result = run_demo(Path(directory), progress=out.progress)
+        with scratch() as directory:
+            result = run_demo(directory, progress=out.progress)
             out.result("demo", demo_json(result))
     else:
         replaced = keep_checkpoint(output)
