@@ -141,7 +141,9 @@ def compile_network(
             network=network,
             options=options,
             model=model,
-            structure=describe(model, network.masked, network.dense, target),
+            structure=describe(
+                model, network.dense if options.variant == "dense" else network.masked, network.dense, target
+            ),
             dense=count(network.dense, target),
             slim=count(model, target),
             adaptive=adaptive if options.variant == "slim" else None,

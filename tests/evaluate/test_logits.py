@@ -77,9 +77,7 @@ def test_nan_and_infinity_fail_and_name_the_input(value):
 def test_other_shapes_and_flat_references_are_refused():
     with pytest.raises(ModelFileError, match="belongs to another model"):
         compare(EXPECTED[:, :10], EXPECTED, 1.0)
-    with pytest.raises(
-        ModelFileError, match="all outputs of every input are 1, as of a head"
-    ):
+    with pytest.raises(ModelFileError, match="all outputs of every input are 1, as of a head"):
         compare(EXPECTED, np.ones_like(EXPECTED), 1.0)
 
 
