@@ -210,21 +210,24 @@ def export(
     """
     from slimc.compiler.export import check_export
     from slimc.compiler.export import export as export_network
-    from slimc.evaluate.progress import silent
+    from slimc.evaluate.progress import Stopwatch, silent
 
     how = _compile_options(
         target, threads, tuning, variant, batch_size, precision, opset, adaptive, None if data is None else Path(data)
     )
     shown = progress or silent
+    watch = Stopwatch(shown)
     if isinstance(network, (str, Path)):
         check_export(Path(network), Path(output), how, verify=verify, check_passes=check_passes)
-        with shown(f"reading {Path(network).name}"):
+        with watch.stage("load", f"reading {Path(network).name}"):
             network = load(network, ema=ema, **options)
     elif options or ema is not None:
         raise OptionError(
             f"{', '.join(options) or 'ema'}: say how to load a checkpoint; {network.path} is loaded already"
         )
-    return export_network(network, Path(output), how, verify=verify, check_passes=check_passes, progress=shown)
+    return export_network(
+        network, Path(output), how, verify=verify, check_passes=check_passes, watch=watch, progress=shown
+    )
 
 
 def verify(

@@ -43,7 +43,7 @@ def test_a_model_that_decides_alike_is_exact_on_every_image(released, tmp_path, 
     assert found.passed
     assert exactness is not None
     assert (exactness.exact, exactness.equal, exactness.images) == (4, 4, 4)
-    assert (exactness.agreement, exactness.worst_other) == (1.0, None)
+    assert (exactness.agreement, exactness.worst_other_over_spread) == (1.0, None)
 
 
 def test_images_beyond_the_limits_are_reported_and_not_judged(released, tmp_path):
@@ -55,8 +55,8 @@ def test_images_beyond_the_limits_are_reported_and_not_judged(released, tmp_path
     assert 0 < exactness.exact == sum(reference.facts["exact"]) < 4
     assert found.passed
     assert found.inputs == exactness.exact
-    assert exactness.worst_other is not None
-    assert exactness.worst_other > 1e-3
+    assert exactness.worst_other_over_spread is not None
+    assert exactness.worst_other_over_spread > 1e-3
 
 
 @pytest.mark.parametrize("quantile", [None, 1.0])
