@@ -144,14 +144,20 @@ def run_deciding(path: Path, reference: Reference, open_model: Open) -> tuple[Fl
     for name in infos:
         if name in reference.decisions:
             kept = read.get(_kept_name(name)) if name.endswith(".tokens") else None
-            decided[name] = read[name] if kept is None else _spread(read[name], kept, reference.decisions[name].shape)
+            decided[name] = read[name] if kept is None else _spread(read[name], kept, reference.decisions[name])
     return logits, decided
 
 
-def _spread(used: BoolArray, kept: IndexArray, shape: tuple[int, ...]) -> BoolArray:
-    """The decisions about all rows, given those about the rows `kept`."""
-    decided = np.zeros(shape, bool)
+def _spread(used: BoolArray, kept: IndexArray, expected: BoolArray) -> BoolArray:
+    """The decisions about all rows, given those about the rows `kept`.
+
+    Where the reference uses more rows than are kept, they are taken to be its own: on an image within the limits the block
+    does not run then, and nothing depends on them.
+    """
+    decided = np.zeros(expected.shape, bool)
     np.put_along_axis(decided, kept, used, axis=1)
+    beyond = expected.sum(1) > kept.shape[1]
+    decided[beyond] = expected[beyond]
     return decided
 
 
