@@ -39,8 +39,8 @@ class ExportReport:
         agreement: how far what the model chooses agrees, where it chooses anything.
         replaced: files that were there before.
         worst_file: the image that the worst input is; none where that is a seeded one.
-        milliseconds: where the time went, by stage: "load", "calibrate", "passes", "check_passes", "emit", "verify", as far as
-            there were such stages; and "total", which has what lies between them too.
+        milliseconds: where the time went, by stage: "load", "calibrate", "passes", "check_passes", "emit" and "verify", as
+            far as there were such stages; and "total", which has what lies between them too.
     """
 
     onnx: Path
