@@ -44,13 +44,14 @@ def command(
     if output is None:
         with scratch() as directory:
             result = run_demo(directory, progress=out.progress)
-            out.result("demo", demo_json(result))
+            out.result("demo", demo_json(result, ()))
     else:
         replaced = keep_checkpoint(output)
         result = run_demo(output, progress=out.progress)
-        models = [report.onnx for report in result.reports.values()]
-        out.result("demo", demo_json(result), outputs=[output / CHECKPOINT, *models])
-        replaced += [path for report in result.reports.values() for path in report.replaced]
+        reports = result.reports.values()
+        replaced += [path for report in reports for path in report.replaced]
+        written = [output / CHECKPOINT, *(path for report in reports for path in report.written)]
+        out.result("demo", demo_json(result, replaced), outputs=written)
     _print(out, result)
     if output is not None:
         out.print(f"the checkpoint and the models are in {output}{opt.overwritten(replaced)}")
