@@ -73,7 +73,7 @@ def time_in_turns(runs: Sequence[Callable[[], object]], effort: Effort) -> Times
             results = [_run(runs[i]) for _ in range(repeats[i])]
             times[i] = min(seconds for seconds, _ in results), min(processor for _, processor in results)
         rounds.append(times)
-    return np.array(rounds).transpose(2, 1, 0)
+    return np.asarray(np.array(rounds).transpose(2, 1, 0))
 
 
 def _run(run: Callable[[], object]) -> tuple[float, float]:

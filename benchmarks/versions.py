@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import slimc
 from benchmarks.store import Row, Store, machine, table
@@ -29,12 +30,12 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = ROOT / "tests" / "data"
 
-CHECKPOINTS = {
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT-Slim": ("vitslim-a-channel-0.7", {}),
     "DynamicViT": ("dynamicvit-a-deit-0.7", {"num_heads": 4, "pruning_loc": (3, 6, 9)}),
     "AdaViT": ("adavit-a-head-layer", {}),
 }
-TARGETS = {
+TARGETS: dict[str, dict[str, Any]] = {
     "generic": {"target": "generic"},
     "cpu, 1 thread": {"target": "cpu", "threads": 1},
     "cpu, 2 threads": {"target": "cpu", "threads": 2},
@@ -100,7 +101,7 @@ def export_models(folder: Path) -> dict[str, Path]:
         for name, how in TARGETS.items():
             label = f"{system}, {name}"
             models[label] = folder / f"{re.sub('[^a-z0-9]+', '-', label.lower())}.onnx"
-            slimc.export(network, models[label], **how)  # type: ignore[arg-type]
+            slimc.export(network, models[label], **how)
     return models
 
 
@@ -120,7 +121,17 @@ def tried(environment: Environment, models: dict[str, Path], folder: Path) -> li
             if not label.endswith("sm89"):
                 continue
             engine = place / "m.engine"
-            given = ["build-engine", model, "--fp16", "--target", "sm89", "--no-verify", "-o", engine, "--quiet"]
+            given: list[str | Path] = [
+                "build-engine",
+                model,
+                "--fp16",
+                "--target",
+                "sm89",
+                "--no-verify",
+                "-o",
+                engine,
+                "--quiet",
+            ]
         else:
             given = ["verify", model, "--backend", environment.backend, "--quiet"]
         done = subprocess.run([python, "-m", "slimc", *given], capture_output=True, text=True, check=False)
@@ -137,7 +148,7 @@ def _compiled_there(python: Path, key: Row, place: Path) -> list[Row]:
     for system, (vector, options) in CHECKPOINTS.items():
         flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", _flag(value))]
         source = DATA / vector / "checkpoint.pth"
-        given = ["export", source, "-o", place / "m.onnx", "--target", "cpu", "--quiet", *flags]
+        given: list[str | Path] = ["export", source, "-o", place / "m.onnx", "--target", "cpu", "--quiet", *flags]
         done = subprocess.run([python, "-m", "slimc", *given], capture_output=True, text=True, check=False)
         outcome = {0: "right", 1: "wrong", 2: "refused", 3: "missing"}.get(done.returncode, "crash")
         rows.append({**key, "model": f"export of {system}", "outcome": outcome, "line": _last_line(done.stderr)})
