@@ -50,7 +50,7 @@ def measure(paths: Sequence[Path], engine: str, threads: int, effort: Effort) ->
     gathered = []
     for i in range(_PROCESSES):
         order = np.roll(np.arange(len(paths)), i * len(paths) // _PROCESSES)
-        finished = subprocess.run([*command, *(str(paths[j]) for j in order)], check=True, stdout=subprocess.PIPE)
+        finished = subprocess.run([*command, *(str(paths[int(j)]) for j in order)], check=True, stdout=subprocess.PIPE)
         gathered.append(np.array(json.loads(finished.stdout.splitlines()[-1]))[:, np.argsort(order)])
     return np.concatenate(gathered, axis=2)
 

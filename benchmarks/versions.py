@@ -43,11 +43,47 @@ TARGETS: dict[str, dict[str, Any]] = {
     "sm89": {"target": "sm89"},
 }
 ONNXRUNTIME = (
-    *("1.15.1", "1.16.3", "1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.21.1", "1.22.1", "1.23.0", "1.23.1", "1.23.2"),
-    *("1.24.4", "1.25.1", "1.26.0", "1.27.0", "1.28.0", "1.29.0", "1.30.0", "1.31.1", "1.32.0"),
+    *("1.15.1", "1.16.3", "1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.22.1", "1.23.0", "1.23.1", "1.23.2"),
+    *("1.24.4", "1.26.0", "1.28.0", "1.30.0", "1.32.0"),
 )
-OPENVINO = ("2023.3.0", "2024.0.0", "2024.6.0", "2025.0.0", "2025.4.1", "2026.0.0", "2026.4.1")
+OPENVINO = ("2024.0.0", "2024.6.0", "2025.0.0", "2025.4.1", "2026.4.1")
 TENSORRT_RTX = ("1.4.0.76", "1.5.0.114", "1.6.1.120", "1.7.1.116")
+# Run where the versions are: what becomes of every model, as JSON by its name.
+_VERIFY = """
+import json, sys, slimc
+found = {}
+for label, model in json.loads(sys.argv[1]).items():
+    try:
+        found[label] = ["right", ""] if slimc.verify(model, backend=sys.argv[2]).passed else ["wrong", ""]
+    except slimc.MismatchError as error:
+        found[label] = ["wrong", str(error)]
+    except slimc.UserError as error:
+        found[label] = ["refused", str(error)]
+print(json.dumps(found))
+"""
+_BUILD = """
+import json, sys, slimc
+found = {}
+for label, model in json.loads(sys.argv[1]).items():
+    try:
+        built = slimc.build_engine(model, "m.engine", precision="fp16", target="sm89", backend=sys.argv[2], verify=False)
+        lost = [block.name for block in built.facts.blocks if block.fused < block.attentions]
+        found[label] = ["right", ""] if not lost else ["not fused", ", ".join(lost)]
+    except slimc.UserError as error:
+        found[label] = ["refused", str(error)]
+print(json.dumps(found))
+"""
+_EXPORT = """
+import json, sys, slimc
+found = {}
+for system, (source, options) in json.loads(sys.argv[1]).items():
+    try:
+        report = slimc.export(source, "m.onnx", target="cpu", **options)
+        found[f"export of {system}"] = ["right", ""] if report.comparison.passed else ["wrong", ""]
+    except slimc.UserError as error:
+        found[f"export of {system}"] = ["refused", str(error)]
+print(json.dumps(found))
+"""
 _OLD_NUMPY = "numpy<2"  # what was built before NumPy 2 does not load with it
 _RUNNING = ("pip", "install", "--quiet", "--disable-pip-version-check")
 
@@ -115,48 +151,30 @@ def tried(environment: Environment, models: dict[str, Path], folder: Path) -> li
         _run([python, "-m", *_RUNNING, *environment.packages, _slimc_of(environment)])
     except subprocess.CalledProcessError as error:
         return [{**key, "model": "all", "outcome": "not installable", "line": _last_line(error.stderr)}]
-    rows: list[Row] = []
-    for label, model in models.items():
-        if environment.axis == "tensorrt-rtx":
-            if not label.endswith("sm89"):
-                continue
-            engine = place / "m.engine"
-            given: list[str | Path] = [
-                "build-engine",
-                model,
-                "--fp16",
-                "--target",
-                "sm89",
-                "--no-verify",
-                "-o",
-                engine,
-                "--quiet",
-            ]
-        else:
-            given = ["verify", model, "--backend", environment.backend, "--quiet"]
-        done = subprocess.run([python, "-m", "slimc", *given], capture_output=True, text=True, check=False)
-        outcome = {0: "right", 1: "wrong", 2: "refused", 3: "missing"}.get(done.returncode, "crash")
-        rows.append({**key, "model": label, "outcome": outcome, "line": _last_line(done.stderr)})
-    if environment.axis == "bounds":
-        rows += _compiled_there(python, key, place)
+    if environment.axis == "tensorrt-rtx":
+        paths = {label: str(model) for label, model in models.items() if label.endswith("sm89")}
+        return _found(python, _BUILD, paths, environment, place)
+    rows = _found(python, _VERIFY, {label: str(model) for label, model in models.items()}, environment, place)
+    if environment.axis == "bounds":  # compiling itself, with the oldest of everything
+        sources = {
+            system: (str(DATA / vector / "checkpoint.pth"), options)
+            for system, (vector, options) in CHECKPOINTS.items()
+        }
+        rows += _found(python, _EXPORT, sources, environment, place)
     return rows
 
 
-def _compiled_there(python: Path, key: Row, place: Path) -> list[Row]:
-    """Compiling itself, with the oldest of everything."""
-    rows = []
-    for system, (vector, options) in CHECKPOINTS.items():
-        flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", _flag(value))]
-        source = DATA / vector / "checkpoint.pth"
-        given: list[str | Path] = ["export", source, "-o", place / "m.onnx", "--target", "cpu", "--quiet", *flags]
-        done = subprocess.run([python, "-m", "slimc", *given], capture_output=True, text=True, check=False)
-        outcome = {0: "right", 1: "wrong", 2: "refused", 3: "missing"}.get(done.returncode, "crash")
-        rows.append({**key, "model": f"export of {system}", "outcome": outcome, "line": _last_line(done.stderr)})
-    return rows
-
-
-def _flag(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _found(python: Path, script: str, given: object, environment: Environment, place: Path) -> list[Row]:
+    """What `script` found where the versions are: a row a model, or one that says that it broke."""
+    key = {"axis": environment.axis, "version": environment.version}
+    command = [python, "-c", script, json.dumps(given), environment.backend]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return [{**key, "model": "all", "outcome": "crash", "line": _last_line(done.stderr)}]
+    outcomes: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return [
+        {**key, "model": label, "outcome": outcome, "line": line[:300]} for label, (outcome, line) in outcomes.items()
+    ]
 
 
 def _slimc_of(environment: Environment) -> str:
