@@ -167,7 +167,7 @@ def tried(environment: Environment, models: dict[str, Path], folder: Path) -> li
 def _found(python: Path, script: str, given: object, environment: Environment, place: Path) -> list[Row]:
     """What `script` found where the versions are: a row a model, or one that says that it broke."""
     key = {"axis": environment.axis, "version": environment.version}
-    command = [python, "-c", script, json.dumps(given), environment.backend]
+    command: list[str | Path] = [python, "-c", script, json.dumps(given), environment.backend]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     if done.returncode:
         return [{**key, "model": "all", "outcome": "crash", "line": _last_line(done.stderr)}]
