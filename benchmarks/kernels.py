@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.checkpoints import write_checkpoint
 from slimc.backends.engine_file import EngineFacts
 from slimc.compiler.engine import EngineOptions, build_engine
-from slimc.compiler.export import export
+from slimc.compiler.export import export_network
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.models.options import Variant
@@ -47,6 +47,8 @@ def measure(size: str, target: str, folder: Path, budget: float = 0.7) -> Iterat
 
 def _build(checkpoint: Path, variant: Variant, target: str, folder: Path) -> EngineFacts:
     onnx = folder / f"{checkpoint.stem}-{variant}-{target}.onnx"
-    export(load_network(checkpoint), onnx, CompileOptions(variant=variant, target=find_target(target), verify=False))
+    export_network(
+        load_network(checkpoint), onnx, CompileOptions(variant=variant, target=find_target(target), verify=False)
+    )
     options = EngineOptions(backend="tensorrt-rtx", targets=(target,), precision="fp16", verify=False)
     return build_engine(onnx, onnx.with_suffix(".engine"), options).facts

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.ir import Attention, Block, BlockRows, FloatArray, Head, Linear, Mlp, Model, block_rows, live_rows
+from slimc.ir import Attention, Block, FloatArray, Head, Linear, Mlp, Model
 from slimc.passes.rewrite import with_blocks
-from slimc.targets.plan import absorbs
+from slimc.targets.plan import BlockPlan, plan_model
 from slimc.targets.target import Target
 
 _UNIT = 8.0
@@ -35,20 +35,20 @@ class FoldOutputBiases:
 
     def __call__(self, model: Model) -> Model:
         """`model` without output biases; the same object where none can go."""
-        pairs = zip(model.blocks, block_rows(model), strict=True)
-        return with_blocks(model, tuple(self._block(block, rows) for block, rows in pairs))
+        pairs = zip(model.blocks, plan_model(model, self.target), strict=True)
+        return with_blocks(model, tuple(_block(block, plan) for block, plan in pairs))
 
-    def _block(self, block: Block, rows: BlockRows) -> Block:
-        if block.gates is not None:
-            return block
-        attention, mlp = block.attention, block.mlp
-        live = live_rows(block, rows.entering)
-        if isinstance(attention, Attention) and not absorbs(attention, rows.entering, live, self.target):
-            attention = _attention(attention)
-        if isinstance(mlp, Mlp):
-            mlp = _mlp(mlp)
-        same = attention is block.attention and mlp is block.mlp
-        return block if same else replace(block, attention=attention, mlp=mlp)
+
+def _block(block: Block, plan: BlockPlan) -> Block:
+    if block.gates is not None:
+        return block
+    attention, mlp = block.attention, block.mlp
+    if plan.attention is not None and not plan.attention.absorbed:
+        attention = _attention(plan.attention.node)
+    if isinstance(mlp, Mlp):
+        mlp = _mlp(mlp)
+    same = attention is block.attention and mlp is block.mlp
+    return block if same else replace(block, attention=attention, mlp=mlp)
 
 
 def _attention(attention: Attention) -> Attention:

@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.ir import Attention, FloatArray, Head, Linear, Model, block_rows, key_rows, live_rows, map_arrays
+from slimc.ir import Attention, FloatArray, Head, Linear, Model, map_arrays
 from slimc.passes.rewrite import with_blocks
 from slimc.targets.costs import Work
-from slimc.targets.plan import head_width, rows_for_parts
+from slimc.targets.plan import head_width, plan_model
 from slimc.targets.target import Target
 
 
@@ -39,14 +39,16 @@ class PackHeads:
     def __call__(self, model: Model) -> Model:
         """`model` with grouped heads; the same object where every attention has groups already."""
         blocks = []
-        for block, rows in zip(model.blocks, block_rows(model), strict=True):
-            attention = block.attention
-            if isinstance(attention, Attention) and attention.groups is None:
-                asking = rows_for_parts(attention, rows.entering, live_rows(block, rows.entering), self.target)
-                divisible = None if asking is None else len(asking)
-                keys = len(key_rows(attention, rows.entering))
-                work = Work(model.dim, rows.leaving, keys, self.batch_size, divisible)
-                block = replace(block, attention=_pack(attention, self.target, work))  # noqa: PLW2901
+        # Costs are weighed as if no image decided anything: as many rows and products as there are without gates.
+        ungated = with_blocks(
+            model, tuple(block if block.gates is None else replace(block, gates=None) for block in model.blocks)
+        )
+        for block, plan in zip(model.blocks, plan_model(ungated, self.target), strict=True):
+            attention = plan.attention
+            if attention is not None and attention.node.groups is None:
+                keys, divisible = len(attention.key_rows), attention.divisible_queries
+                work = Work(model.dim, plan.rows.leaving, keys, self.batch_size, divisible)
+                block = replace(block, attention=_pack(attention.node, self.target, work))  # noqa: PLW2901
             blocks.append(block)
         return with_blocks(model, tuple(blocks))
 
@@ -88,15 +90,15 @@ def rounded(width: int, target: Target) -> int:
 
 def _padded(group: list[Head], target: Target) -> list[Head]:
     """`group` with one width for queries and keys and one for values; a target that stacks them wants them alike."""
-    asked, mixed = (rounded(max(len(getattr(h, part).weight) for h in group), target) for part in ("query", "value"))
+    d_qk, d_v = (rounded(max(len(getattr(h, part).weight) for h in group), target) for part in ("query", "value"))
     if target.stacked_groups:
-        asked = mixed = max(asked, mixed)
-    return [_pad(head, asked, mixed) for head in group]
+        d_qk = d_v = max(d_qk, d_v)
+    return [_pad(head, d_qk, d_v) for head in group]
 
 
-def _pad(head: Head, asked: int, mixed: int) -> Head:
-    query, key, value = _pad_rows(head.query, asked), _pad_rows(head.key, asked), _pad_rows(head.value, mixed)
-    missing = mixed - head.output.shape[1]
+def _pad(head: Head, d_qk: int, d_v: int) -> Head:
+    query, key, value = _pad_rows(head.query, d_qk), _pad_rows(head.key, d_qk), _pad_rows(head.value, d_v)
+    missing = d_v - head.output.shape[1]
     output = head.output if missing == 0 else np.pad(head.output, ((0, 0), (0, missing)))
     return replace(head, query=query, key=key, value=value, output=output)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimc.ir import Attention, Block, Constant, FloatArray, Mlp, Model
-from slimc.ir.interpret.linear import apply, gelu
+from slimc.ir.interpret.linear import zero_row_output
 from slimc.passes.rewrite import AttentionBranch, MlpBranch, map_branches, with_blocks
 
 
@@ -54,16 +54,8 @@ def _mlp(mlp: Mlp) -> MlpBranch:
     if mlp.up.weight.shape[0] == 0:
         return _constant(mlp.down.bias, mlp.norm.weight, mlp.residual_scale)
     if mlp.rows is not None and len(mlp.rows) == 0:
-        return _constant(idle_output(mlp), mlp.norm.weight, 1.0)
+        return _constant(zero_row_output(mlp), mlp.norm.weight, 1.0)
     return mlp
-
-
-def idle_output(mlp: Mlp) -> FloatArray:
-    """What the FFN adds to a row that it does not compute [C]: its output for a zero normalised row."""
-    hidden = gelu(apply(mlp.up, np.zeros((1, mlp.up.weight.shape[1]))))
-    if mlp.mask is not None:
-        hidden = hidden * mlp.mask
-    return np.asarray(apply(mlp.down, hidden)[0] * mlp.residual_scale, mlp.down.weight.dtype)
 
 
 def _constant(bias: FloatArray | None, like: FloatArray, scale: float) -> Constant | None:

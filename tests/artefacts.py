@@ -13,7 +13,7 @@ import onnx_ir as oir
 
 from benchmarks.checkpoints import write_checkpoint
 from slimc.compiler.compile import compile_network
-from slimc.compiler.export import emit_onnx, export
+from slimc.compiler.export import emit_onnx, export_network
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.emit.precision import to_half
@@ -55,7 +55,7 @@ def exported(vector: str, directory: Path, *, target: str = "sm89", batch_size: 
 def _exported(vector: str, target: str, batch_size: int) -> Path:
     path = Path(_directory.name) / f"{vector}-{target}-{batch_size}.onnx"
     options = CompileOptions(target=find_target(target), batch_size=batch_size)
-    export(load_network(VECTORS[vector], OPTIONS.get(vector)), path, options)
+    export_network(load_network(VECTORS[vector], OPTIONS.get(vector)), path, options)
     return path
 
 

@@ -10,7 +10,7 @@ from slimc.backends.base import run_images
 from slimc.backends.choose import open_session
 from slimc.backends.cuda import gpu_missing, open_device
 from slimc.compiler.engine import EngineOptions, build_engine
-from slimc.compiler.verify import Against, verify
+from slimc.compiler.verify import Against, verify_artefact
 from slimc.emit.precision import TOLERANCE, Precision
 from slimc.errors import MissingError, ModelFileError
 from slimc.evaluate.latency import Subject, measure
@@ -45,7 +45,7 @@ def built(model: Path, backend: str, precision: Precision, *, fused_attention: b
 @pytest.mark.parametrize("backend", LIBRARIES)
 def test_every_vector_computes_what_pytorch_does(backend, vector, precision, tmp_path):
     engine = built(exported(vector, tmp_path, batch_size=2), backend, precision)
-    verdict = verify(engine, Against())
+    verdict = verify_artefact(engine, Against())
     assert verdict.passed
     assert verdict.comparison is not None
     assert verdict.comparison.clear_agreement == 1.0

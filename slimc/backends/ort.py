@@ -67,14 +67,14 @@ def is_installed() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, steady: bool = False) -> OrtSession:
+def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, pinned: bool = False) -> OrtSession:
     """Load the ONNX model at `path`.
 
     Args:
         path: the model; external data lie beside it.
         provider: what runs it.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
-        steady: for measuring several sessions in one process: threads that wait for work sleep, and workers keep to
+        pinned: for measuring several sessions in one process: threads that wait for work sleep, and workers keep to
             the cores behind the first that this thread may use, one each.
 
     Raises:
@@ -88,7 +88,7 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, 
     options.log_severity_level = 4  # what matters is raised
     if threads is not None:
         options.intra_op_num_threads = threads
-    if steady:
+    if pinned:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         workers = cores.usable()[1 : threads or 1]
         if workers and len(workers) + 1 == threads:  # ONNX Runtime counts cores from 1

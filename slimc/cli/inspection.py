@@ -210,7 +210,7 @@ def _draw(
 
 def _kept_by_model(source: Path, metadata: Metadata, image: Path) -> KeptPatches:
     """What the selections of the ONNX model `source` keep of `image`."""
-    from slimc.evaluate.selections import run_selected
+    from slimc.evaluate.kept_patches import run_selected
     from slimc.files.images import load_images, pixels
     from slimc.report.structure import KeptPatches
 

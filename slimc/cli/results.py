@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from slimc.compiler.engine import EngineReport
     from slimc.compiler.export import ExportReport
     from slimc.compiler.verify import Verdict
+    from slimc.evaluate.compare import Choices
     from slimc.evaluate.latency import Measurement, Realised
     from slimc.evaluate.logits import Comparison
-    from slimc.evaluate.selections import Choices
     from slimc.targets.count import Counts
 
 

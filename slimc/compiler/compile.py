@@ -94,7 +94,7 @@ class Compiled:
             >>> report.comparison.passed
             True
         """
-        from slimc.compiler.export import export
+        from slimc.compiler.export import export_network
 
         given = {"batch_size": batch_size, "precision": precision, "opset": opset}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -102,7 +102,7 @@ class Compiled:
             changes["data"] = Path(data)
         options = replace(self.options, **changes)
         same = self if options == self.options else None
-        return export(self.network, Path(output), options, verify=verify, compiled=same, progress=progress)
+        return export_network(self.network, Path(output), options, verify=verify, compiled=same, progress=progress)
 
     def without_weights(self) -> Compiled:
         """The same without the blocks of its model, which hold nearly all of its memory."""

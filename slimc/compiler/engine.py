@@ -17,14 +17,14 @@ from slimc.backends.choose import open_session
 from slimc.backends.engine_file import SUFFIX, EngineFacts, facts_path, write_facts
 from slimc.backends.fusion import Kernel, attention_sites, summarise
 from slimc.backends.tensorrt_common import Plan, library_version
-from slimc.compiler.export import export
+from slimc.compiler.export import export_network
 from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
 from slimc.emit.precision import TOLERANCE, Precision, break_attention_fusion, to_half
 from slimc.errors import MismatchError, MissingError, OptionError
+from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, silent
-from slimc.evaluate.selections import Choices, compare_with
 from slimc.files.metadata import read_metadata
 from slimc.files.output import check_output, replacing
 from slimc.files.reference import read_reference, reference_path
@@ -240,5 +240,5 @@ def build_from_network(
     with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
         model = Path(directory) / f"{output.stem}.onnx"
         how = CompileOptions(batch_size=batch_size, target=find_target((*targets, "sm80")[0]))
-        export(network, model, how, progress=progress)
+        export_network(network, model, how, progress=progress)
         return build_engine(model, output, options, progress=progress)

@@ -17,9 +17,9 @@ from slimc.emit.file import data_path, write_model
 from slimc.emit.model import emit
 from slimc.emit.precision import to_half
 from slimc.errors import MismatchError, OptionError
+from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, Stopwatch, silent
-from slimc.evaluate.selections import Choices, compare_with
 from slimc.files.images import image_files
 from slimc.files.metadata import Metadata, to_props
 from slimc.files.output import check_output, replacing
@@ -52,7 +52,7 @@ class ExportReport:
     worst_file: Path | None = None
 
 
-def export(
+def export_network(
     network: Network,
     output: Path,
     options: CompileOptions,

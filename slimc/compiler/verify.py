@@ -15,8 +15,9 @@ from slimc.backends.choose import open_session
 from slimc.compiler.limits import Limits
 from slimc.emit.precision import TOLERANCE
 from slimc.errors import MismatchError, ModelFileError, OptionError
+from slimc.evaluate.compare import Choices, compare_with
+from slimc.evaluate.kept_patches import run_selected
 from slimc.evaluate.logits import Comparison
-from slimc.evaluate.selections import Choices, compare_with, run_selected
 from slimc.files.images import image_files, load_images, seeded_images
 from slimc.files.reference import Reference, read_reference, reference_path
 from slimc.models.system import Variant
@@ -90,7 +91,7 @@ def describe(path: Path) -> Artefact:
     raise ModelFileError(f"{path}: expected a file that ends in .onnx or .engine")
 
 
-def verify(
+def verify_artefact(
     path: Path,
     against: Against,
     *,

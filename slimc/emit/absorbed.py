@@ -4,8 +4,8 @@
     mixing   p (n Wv^T)   = (p n) Wv^T             per head: [Nq, Nk] [Nk, C] = [Nq, C], then [C, dv]
 
 Exact in real arithmetic. No key or value is ever computed: with Nk keys, the 2 Nk C d multiply-accumulates of a head become
-2 Nq C (Nk + d). In the last block, where only cls asks, that is a d-th of the work. Heads are padded to one width, so that
-each product is one batched MatMul. Ghosts are zero rows of n.
+2 Nq C (Nk + d). In the last block, where cls is the only query, that is a d-th of the work. Heads are padded to one
+width, so that each product is one batched MatMul. Ghosts are zero rows of n.
 """
 
 from __future__ import annotations
@@ -18,39 +18,23 @@ from slimc import ir
 from slimc.emit.graph import GraphBuilder, Value, dims
 from slimc.emit.projection import bias_of, ghost_bias
 from slimc.emit.stream import Stream
-from slimc.targets.plan import ghost_rows, widest_head
-from slimc.targets.target import Target
-
-
-def absorbed_macs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
-    """MACs of the branch for one image, output projection included."""
-    keys = len(ir.key_rows(attention, entering))
-    columns = keys + ghost_rows(keys, attention.ghosts, target)
-    dim, heads = int(attention.heads[0].query.weight.shape[1]), len(attention.heads)
-    return len(live) * heads * dim * (4 * widest_head(attention) + 2 * columns)
-
-
-def absorbed_params(attention: ir.Attention) -> int:
-    """Parameters of the branch without its norm and output bias: four padded matrices a head, and the query bias."""
-    dim, heads = int(attention.heads[0].query.weight.shape[1]), len(attention.heads)
-    biased = any(head.query.bias is not None for head in attention.heads)
-    return heads * widest_head(attention) * (4 * dim + (1 if biased else 0))
+from slimc.targets.plan import AttentionPlan
 
 
 def emit_absorbed(
-    graph: GraphBuilder, attention: ir.Attention, normalised: Stream, live: ir.IndexArray, name: str, target: Target
+    graph: GraphBuilder, plan: AttentionPlan, normalised: Stream, name: str
 ) -> tuple[Value, ir.FloatArray]:
     """What the heads mix [B * Nq, H * d], and the output projection's weight [C, H * d] that takes it."""
-    heads, width, batch = len(attention.heads), widest_head(attention), normalised.batch
+    attention, batch = plan.node, normalised.batch
+    heads, width = len(attention.heads), plan.head_width
     dim = dims(normalised.matrix)[1]
-    keys = ir.key_rows(attention, normalised.rows)
-    asking = normalised.take(graph, live, f"{name}.queries")
-    queries = _queries(graph, attention, asking, width, name)
+    query_rows = normalised.take(graph, plan.query_rows, f"{name}.queries")
+    queries = _queries(graph, plan, query_rows, name)
     key = graph.parameter(f"{name}.k.weight", np.stack([_padded(head.key.weight, width) for head in attention.heads]))
     absorbed = graph.matmul(queries, key, f"{name}.q.absorbed")
     absorbed = _by_image(graph, absorbed, batch, f"{name}.q.absorbed")
-    ghosts = ghost_rows(len(keys), attention.ghosts, target)
-    rows = normalised.take(graph, keys, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
+    ghosts = plan.ghost_rows
+    rows = normalised.take(graph, plan.key_rows, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
     matrices = rows.matrix if batch == 1 else rows.images(graph, f"{name}.keys.images")
     axes = (1, 0) if batch == 1 else (0, 2, 1)
     scores = graph.matmul(absorbed, graph.transpose(matrices, axes, f"{name}.keys.transposed"), f"{name}.scores")
@@ -67,15 +51,15 @@ def emit_absorbed(
     return graph.reshape(flat, (total, heads * width), f"{name}.flat"), output
 
 
-def _queries(graph: GraphBuilder, attention: ir.Attention, asking: Stream, width: int, name: str) -> Value:
+def _queries(graph: GraphBuilder, plan: AttentionPlan, query_rows: Stream, name: str) -> Value:
     """Queries [H, B * Nq, d]."""
-    heads = attention.heads
+    heads, width = plan.node.heads, plan.head_width
     weight = graph.parameter(f"{name}.q.weight", np.concatenate([_padded(h.query.weight, width) for h in heads]))
     bias = None
     if any(head.query.bias is not None for head in heads):
         padded = np.concatenate([_padded(bias_of(head.query), width) for head in heads])
         bias = graph.parameter(f"{name}.q.bias", padded)
-    flat = graph.gemm(asking.matrix, weight, bias, f"{name}.q.flat")
+    flat = graph.gemm(query_rows.matrix, weight, bias, f"{name}.q.flat")
     rows = dims(flat)[0]
     if rows == 1:
         return graph.reshape(flat, (len(heads), 1, width), f"{name}.q")

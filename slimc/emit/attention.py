@@ -17,11 +17,9 @@ from slimc import ir
 from slimc.emit.absorbed import emit_absorbed
 from slimc.emit.branch import add_last_product, last_product
 from slimc.emit.graph import GraphBuilder, Value, dims
-from slimc.emit.projection import Layout, Operands, bias_of, ghost_bias, project
+from slimc.emit.projection import Operands, bias_of, ghost_bias, project
 from slimc.emit.stream import Stream
-from slimc.emit.tokens import Kept
-from slimc.targets.plan import absorbs, asking_rows, ghost_rows, head_groups, may_use_operator
-from slimc.targets.target import Target
+from slimc.targets.plan import AttentionPlan
 
 
 @dataclass(frozen=True)
@@ -37,44 +35,42 @@ class HeadGates:
 
 def emit_attention(
     graph: GraphBuilder,
-    attention: ir.Attention,
+    plan: AttentionPlan,
     stream: Stream,
-    live: ir.IndexArray,
     block: str,
-    target: Target,
-    kept: Kept | None = None,
+    key_bias: Value | None = None,
 ) -> Stream:
-    """The `live` rows of `stream` with the branch added; `kept` are the rows that may be keys."""
-    name = f"{block}.attn"
+    """The live rows of `stream` with the branch added; `key_bias` [B, 1, 1, keys] is added to the scores."""
+    attention, name = plan.node, f"{block}.attn"
     normalised = stream.replace(graph.layer_norm(stream.matrix, attention.norm, f"{block}.norm1", f"{block}.norm1"))
     if attention.token_mask is not None:
         column = normalised.column(graph, attention.token_mask)
         normalised = normalised.replace(graph.mul(normalised.matrix, column, f"{block}.norm1.mask"))
-    if kept is None and absorbs(attention, stream.rows, live, target):
-        joined, weight = emit_absorbed(graph, attention, normalised, live, name, target)
+    if plan.absorbed:
+        joined, weight = emit_absorbed(graph, plan, normalised, name)
     else:
-        joined = _mix_groups(graph, attention, normalised, live, name, target, None if kept is None else kept.bias)
+        joined = _attend_groups(graph, plan, normalised, name, key_bias)
         weight = _output_weight(attention)
-    residual = stream.take(graph, live, f"{block}.live")
+    residual = stream.take(graph, plan.live_rows, f"{block}.live")
     output = ir.Linear(weight, attention.output_bias)
-    return add_last_product(graph, joined, output, attention.residual_scale, residual, name, "proj", target)
+    scale, in_product = attention.residual_scale, plan.residual_in_product
+    return add_last_product(graph, joined, output, scale, residual, name, "proj", residual_in_product=in_product)
 
 
-def attend(
+def emit_gated_attention(
     graph: GraphBuilder,
-    attention: ir.Attention,
+    plan: AttentionPlan,
     normalised: Stream,
-    live: ir.IndexArray,
     name: str,
-    target: Target,
-    hidden: Value | None,
+    key_bias: Value | None,
     gates: HeadGates,
 ) -> Value:
-    """What the branch adds to the `live` rows [B * live, C], from normalised rows and under the decisions `gates`.
+    """What the branch adds to the live rows [B * live, C], from normalised rows and under the decisions `gates`.
 
-    `hidden` [B, 1, 1, keys] is added to the scores.
+    `key_bias` [B, 1, 1, keys] is added to the scores.
     """
-    joined = _mix_groups(graph, attention, normalised, live, name, target, hidden, gates)
+    attention = plan.node
+    joined = _attend_groups(graph, plan, normalised, name, key_bias, gates)
     output = ir.Linear(_output_weight(attention), attention.output_bias)
     return last_product(graph, joined, output, attention.residual_scale, name, "proj")
 
@@ -84,96 +80,85 @@ def _output_weight(attention: ir.Attention) -> ir.FloatArray:
     return np.concatenate([head.output for head in attention.heads], axis=1)
 
 
-def _mix_groups(
+def _attend_groups(
     graph: GraphBuilder,
-    attention: ir.Attention,
+    plan: AttentionPlan,
     normalised: Stream,
-    live: ir.IndexArray,
     name: str,
-    target: Target,
-    hidden: Value | None,
+    key_bias: Value | None,
     gates: HeadGates | None = None,
 ) -> Value:
-    """What all heads mix: [B * live, sum of widths]; `hidden` is added to the scores, `gates` switch heads off."""
-    groups = head_groups(attention)
-    operator = hidden is None and may_use_operator(attention, target)
-    asking = asking_rows(attention, normalised.rows, live, target) if operator else live
-    parts = target.query_parts if len(asking) % target.query_parts == 0 else 1
-    layout = Layout(normalised.batch, tuple(map(len, groups)), operator, parts)
-    operands = project(graph, attention, normalised, live, asking, name, target, layout)
+    """What all heads mix: [B * live, sum of widths]; `key_bias` is added to the scores, `gates` switch heads off."""
+    operands = project(graph, plan, normalised, name)
     mixed = []
-    for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
-        label = name if len(groups) == 1 else f"{name}.group{i}"
-        if layout.uses_operator(len(group)):
-            mixed.append(_mix_at_once(graph, attention, group, operand, label, target, layout))
+    for i, (group, operand) in enumerate(zip(plan.groups, operands, strict=True)):
+        label = name if len(plan.groups) == 1 else f"{name}.group{i}"
+        if plan.uses_operator(len(group)):
+            mixed.append(_attend_by_operator(graph, plan, group, operand, label))
         else:
-            mixed.append(_mix(graph, attention, group, operand, label, target, hidden))
-    joined = _join(graph, mixed, groups, name)
-    if len(asking) > len(live):
-        joined = normalised.replace(joined).take(graph, np.arange(len(live)), f"{name}.live").matrix
-    return joined if gates is None else _gate(graph, gates, groups, operands, joined, live, name)
+            mixed.append(_attend_by_products(graph, plan, group, operand, label, key_bias))
+    joined = _join(graph, mixed, plan.groups, name)
+    live = len(plan.live_rows)
+    if len(plan.query_rows) > live:
+        joined = normalised.replace(joined).take(graph, np.arange(live), f"{name}.live").matrix
+    return joined if gates is None else _gate(graph, gates, plan, operands, joined, name)
 
 
-def _mix_at_once(
+def _attend_by_operator(
     graph: GraphBuilder,
-    attention: ir.Attention,
+    plan: AttentionPlan,
     group: tuple[ir.Head, ...],
     operands: Operands,
     name: str,
-    target: Target,
-    layout: Layout,
 ) -> Value:
     """softmax(q k^T) v of one group by the Attention operator.
 
     A head alone is as many heads as there are parts of its queries, which all have the same keys and values: query i is
     part i modulo their number, so that cutting and joining them moves nothing.
     """
-    query, key, value, rows = operands.query, operands.key, operands.value, operands.ghost_rows
-    if attention.ghosts and not rows:
-        rows = ghost_rows(dims(key)[1], attention.ghosts, target)
-        key, value = _with_ghosts(graph, rows, group, key, value, name, transposed=False)
+    query, key, value = operands.query, operands.key, operands.value
+    if plan.ghost_rows and not plan.ghosts_projected:
+        key, value = _with_ghosts(graph, plan.ghost_rows, group, key, value, name, transposed=False)
     heads, (batch, count, width) = len(group), dims(query)
-    parts = layout.parts if heads == 1 else 1
+    parts = plan.query_parts if heads == 1 else 1
     query = graph.reshape(query, (batch, count // parts, parts * width), f"{name}.q.parts")
     bias = None
-    if rows != attention.ghosts:
+    if plan.ghost_rows != plan.node.ghosts:
         scores = (batch, heads * parts, count // parts, dims(key)[1])
-        bias = ghost_bias(graph, scores, attention.ghosts, rows, full=True)
+        bias = ghost_bias(graph, scores, plan.node.ghosts, plan.ghost_rows, full=True)
     whole = f"{name}.mixed" if parts == 1 else f"{name}.mixed.parts"
-    mixed = graph.attention(query, key, value, bias, (heads * parts, heads), attention.scale, whole)
+    mixed = graph.attention(query, key, value, bias, (heads * parts, heads), plan.node.scale, whole)
     return graph.reshape(mixed, (batch, count, dims(value)[2]), f"{name}.mixed")
 
 
-def _mix(
+def _attend_by_products(
     graph: GraphBuilder,
-    attention: ir.Attention,
+    plan: AttentionPlan,
     group: tuple[ir.Head, ...],
     operands: Operands,
     name: str,
-    target: Target,
-    hidden: Value | None,
+    key_bias: Value | None,
 ) -> Value:
-    """softmax(q k^T + hidden) v of one group, in the layout of its operands."""
+    """softmax(q k^T + key_bias) v of one group, its heads where its operands have them."""
     query, key, value = operands.query, operands.key, operands.value
     if any(head.mask is not None for head in group):
         query, key, value = _masked(graph, group, operands, name)
-    if attention.scale != 1.0:
-        query = graph.scale(query, attention.scale, f"{name}.q.scale")
-    rows = operands.ghost_rows
-    if attention.ghosts and not rows:
-        rows = ghost_rows(dims(key)[-1], attention.ghosts, target)
-        key, value = _with_ghosts(graph, rows, group, key, value, name, transposed=True)
+    if plan.node.scale != 1.0:
+        query = graph.scale(query, plan.node.scale, f"{name}.q.scale")
+    if plan.ghost_rows and not plan.ghosts_projected:
+        key, value = _with_ghosts(graph, plan.ghost_rows, group, key, value, name, transposed=True)
     scores = graph.matmul(query, key, f"{name}.scores")
-    if rows != attention.ghosts:
-        scores = graph.add(scores, ghost_bias(graph, dims(scores), attention.ghosts, rows), f"{name}.scores.ghosts")
-    if hidden is not None:
-        alone = (*dims(scores)[:-2], 1, dims(scores)[-1])
-        hiding = hidden if len(group) > 1 else graph.reshape(hidden, alone, f"{name}.hiding")
-        scores = graph.add(scores, hiding, f"{name}.scores.hidden")
+    if plan.ghost_rows != plan.node.ghosts:
+        bias = ghost_bias(graph, dims(scores), plan.node.ghosts, plan.ghost_rows)
+        scores = graph.add(scores, bias, f"{name}.scores.ghosts")
+    if key_bias is not None:
+        one_head = (*dims(scores)[:-2], 1, dims(scores)[-1])
+        bias = key_bias if len(group) > 1 else graph.reshape(key_bias, one_head, f"{name}.hiding")
+        scores = graph.add(scores, bias, f"{name}.scores.hidden")
     return graph.matmul(graph.softmax(scores, f"{name}.softmax"), value, f"{name}.mixed")
 
 
-def _join(graph: GraphBuilder, mixed: list[Value], groups: list[tuple[ir.Head, ...]], name: str) -> Value:
+def _join(graph: GraphBuilder, mixed: list[Value], groups: tuple[tuple[ir.Head, ...], ...], name: str) -> Value:
     """The groups' matrices side by side: [B * N, sum of widths]."""
     if any(len(dims(matrices)) == 4 for matrices in mixed):
         labels = [f"{name}.group{i}" if len(groups) > 1 else name for i in range(len(groups))]
@@ -184,7 +169,7 @@ def _join(graph: GraphBuilder, mixed: list[Value], groups: list[tuple[ir.Head, .
 
 
 def _flat(graph: GraphBuilder, matrices: Value, group: tuple[ir.Head, ...], name: str) -> Value:
-    """A group's matrices, in the layout of its operands, side by side: [B * N, H * dv]."""
+    """A group's matrices, its heads where its operands have them, side by side: [B * N, H * dv]."""
     if len(dims(matrices)) == 4:
         matrices = graph.transpose(matrices, (0, 2, 1, 3), f"{name}.merged")
     width = sum(head.value.weight.shape[0] for head in group)
@@ -194,20 +179,19 @@ def _flat(graph: GraphBuilder, matrices: Value, group: tuple[ir.Head, ...], name
 def _gate(
     graph: GraphBuilder,
     gates: HeadGates,
-    groups: list[tuple[ir.Head, ...]],
+    plan: AttentionPlan,
     operands: list[Operands],
     joined: Value,
-    live: ir.IndexArray,
     name: str,
 ) -> Value:
     """`joined` [B * Nq, channels] where a head is on; zero, or the queries' own values, where it is off."""
-    heads = [head for group in groups for head in group]
+    heads = [head for group in plan.groups for head in group]
     numbers = np.concatenate([np.full(len(h.value.weight), -1 if h.gate is None else h.gate) for h in heads])
     if gates.off_heads == "zero" or (numbers < 0).all():
         return gates.times(joined, numbers, f"{name}.gated")
     parts = []
-    for i, (group, operand) in enumerate(zip(groups, operands, strict=True)):
-        rows = graph.take(operand.value, live, len(dims(operand.value)) - 2, f"{name}.own.{i}")
+    for i, (group, operand) in enumerate(zip(plan.groups, operands, strict=True)):
+        rows = graph.take(operand.value, plan.live_rows, len(dims(operand.value)) - 2, f"{name}.own.{i}")
         parts.append(_flat(graph, rows, group, f"{name}.own.{i}"))
     own = graph.concat(parts, 1, f"{name}.own")
     difference = graph.op("Sub", [joined, own], f"{name}.difference", dims(joined))

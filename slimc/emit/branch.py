@@ -5,7 +5,6 @@ from __future__ import annotations
 from slimc import ir
 from slimc.emit.graph import GraphBuilder, Value
 from slimc.emit.stream import Stream
-from slimc.targets.target import Target
 
 
 def last_product(graph: GraphBuilder, x: Value, linear: ir.Linear, scale: float, branch: str, layer: str) -> Value:
@@ -22,10 +21,11 @@ def add_last_product(
     residual: Stream,
     branch: str,
     layer: str,
-    target: Target,
+    *,
+    residual_in_product: bool,
 ) -> Stream:
-    """`residual` with what `branch` adds to it, in one product where the target likes that."""
-    if target.residual_in_product and linear.bias is None and scale == 1.0:
+    """`residual` with what `branch` adds to it, in one product with `residual_in_product`."""
+    if residual_in_product:
         weight = graph.parameter(f"{branch}.{layer}.weight", linear.weight)
         return residual.replace(graph.gemm(x, weight, residual.matrix, f"{branch}.residual"))
     added = last_product(graph, x, linear, scale, branch, layer)

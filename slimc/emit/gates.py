@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimc import ir
-from slimc.emit.attention import HeadGates, attend
+from slimc.emit.attention import HeadGates, emit_gated_attention
 from slimc.emit.branch import last_product
 from slimc.emit.graph import GraphBuilder, Value, dims
 from slimc.emit.projection import stacked
 from slimc.emit.stream import Stream
-from slimc.passes.remove_empty import idle_output
-from slimc.targets.target import Target
+from slimc.ir.interpret.linear import zero_row_output
+from slimc.targets.plan import BlockPlan, MlpPlan
 
 # What is added to the score of a key that is not used: exp of it is 0, and float16 holds it.
 _UNSEEN = -30000.0
@@ -43,6 +43,7 @@ class _Block:
 
     graph: GraphBuilder
     block: ir.Block
+    plan: BlockPlan
     gates: ir.Gates
     decided: Value | None
     decisions: Value | None
@@ -55,7 +56,7 @@ class _Block:
 
 
 def emit_adaptive_block(
-    graph: GraphBuilder, block: ir.Block, stream: Stream, prefix: int, target: Target, *, conditional: bool
+    graph: GraphBuilder, block: ir.Block, plan: BlockPlan, stream: Stream, prefix: int, *, conditional: bool
 ) -> Stream:
     """The stream after `block`, which has gates."""
     gates, name = block.gates, block.name
@@ -66,13 +67,13 @@ def emit_adaptive_block(
         decisions = graph.as_float(decided, f"{name}.decisions")
     normalised: Stream | None = None
     tokens = None
-    if gates.tokens is not None and stream.rows > prefix:
+    if gates.tokens is not None and plan.scores_tokens:
         norm = graph.layer_norm(stream.matrix, gates.tokens.norm, f"{name}.norm1", f"{name}.norm1")
         normalised = stream.replace(norm)
         tokens = choose_tokens(graph, gates.tokens, normalised, prefix, name)
-    this = _Block(graph, block, gates, decided, decisions, tokens, conditional)
+    this = _Block(graph, block, plan, gates, decided, decisions, tokens, conditional)
     work, normalised = _gather(this, stream), None if normalised is None else _gather(this, normalised, ".norm1")
-    work = _attention(this, work, normalised, target)
+    work = _attention(this, work, normalised)
     scattered = tokens is not None and tokens.rows is not None and block.live is None
     if scattered and not gates.tokens_gate_mlp:
         work, scattered = _scatter(this, stream, work), False
@@ -131,14 +132,14 @@ def _scatter(this: _Block, stream: Stream, work: Stream) -> Stream:
     return stream.replace(this.graph.scatter(stream.matrix, this.tokens.rows, work.matrix, f"{this.name}.scattered"))
 
 
-def _attention(this: _Block, work: Stream, normalised: Stream | None, target: Target) -> Stream:
+def _attention(this: _Block, work: Stream, normalised: Stream | None) -> Stream:
     """`work` with the attention branch added; only its live rows where some end here."""
-    graph, attention, name = this.graph, this.block.attention, f"{this.name}.attn"
+    graph, plan, name = this.graph, this.plan.attention, f"{this.name}.attn"
     live = ir.live_rows(this.block, work.rows)
     queries = work.take(graph, live, f"{this.name}.live")
-    assert attention is None or isinstance(attention, ir.Attention)
-    if attention is None or (not attention.heads and attention.output_bias is None):
+    if plan is None or (not plan.node.heads and plan.node.output_bias is None):
         return queries
+    attention = plan.node
 
     def branch() -> Value:
         if not attention.heads and attention.output_bias is not None:
@@ -149,7 +150,7 @@ def _attention(this: _Block, work: Stream, normalised: Stream | None, target: Ta
         gates = HeadGates(
             lambda x, numbers, label: _times_channels(this, x, numbers, work.batch, label), this.gates.off_heads
         )
-        return attend(graph, attention, rows, live, name, target, _key_bias(this, name), gates)
+        return emit_gated_attention(graph, plan, rows, name, _key_bias(this, name), gates)
 
     tokens = this.tokens if len(live) == work.rows else None
     return _add(this, queries, branch, this.gates.attention, 0, tokens, name)
@@ -168,19 +169,18 @@ def _key_bias(this: _Block, name: str) -> Value | None:
 
 def _mlp(this: _Block, work: Stream) -> Stream:
     """`work` with the FFN branch added."""
-    mlp, name = this.block.mlp, f"{this.name}.mlp"
-    if mlp is None:
+    plan, name = this.plan.mlp, f"{this.name}.mlp"
+    if plan is None:
         return work
-    assert isinstance(mlp, ir.Mlp)
     index = 0 if this.gates.attention is None else 1
     tokens = this.tokens if this.gates.tokens_gate_mlp and this.block.live is None else None
-    return _add(this, work, lambda: _feed_forward(this, mlp, work, name), this.gates.mlp, index, tokens, name)
+    return _add(this, work, lambda: _feed_forward(this, plan, work, name), this.gates.mlp, index, tokens, name)
 
 
-def _feed_forward(this: _Block, mlp: ir.Mlp, work: Stream, name: str) -> Value:
-    graph = this.graph
-    if mlp.up.weight.size == 0:
-        return graph.parameter(f"{name}.fc2.bias", idle_output(mlp))
+def _feed_forward(this: _Block, plan: MlpPlan, work: Stream, name: str) -> Value:
+    graph, mlp = this.graph, plan.node
+    if plan.rows == 0:
+        return graph.parameter(f"{name}.fc2.bias", zero_row_output(mlp))
     n = graph.layer_norm(work.matrix, mlp.norm, f"{this.name}.norm2", f"{this.name}.norm2")
     if mlp.inputs is not None:
         n = graph.take(n, mlp.inputs, 1, f"{name}.inputs")

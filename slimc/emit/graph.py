@@ -249,10 +249,12 @@ class GraphBuilder:
 
         `heads` are those of the queries and those of keys and values, each of which serves as many of the former.
         """
-        asking, asked = heads
-        attributes = {"q_num_heads": asking, "kv_num_heads": asked, "scale": scale}
+        query_heads, key_heads = heads
+        attributes = {"q_num_heads": query_heads, "kv_num_heads": key_heads, "scale": scale}
         inputs = [query, key, value] if bias is None else [query, key, value, bias]
-        return self.op("Attention", inputs, name, (*dims(query)[:2], dims(value)[2] // asked * asking), attributes)
+        return self.op(
+            "Attention", inputs, name, (*dims(query)[:2], dims(value)[2] // key_heads * query_heads), attributes
+        )
 
     def layer_norm(self, x: Value, norm: LayerNorm, module: str, name: str) -> Value:
         """LayerNormalization over the last axis with the parameters of `module`."""

@@ -19,8 +19,8 @@ from slimc.emit.stem import emit_soft_split
 from slimc.emit.stream import Stream
 from slimc.emit.tokens import Kept, emit_select
 from slimc.errors import InternalError
-from slimc.passes.remove_empty import idle_output
-from slimc.targets.plan import rules_for
+from slimc.ir.interpret.linear import zero_row_output
+from slimc.targets.plan import BlockPlan, MlpPlan, plan_model
 from slimc.targets.target import ATTENTION_OPSET, Target, for_opset
 
 # LayerNormalization came with opset 17: the oldest opset that says all a vision transformer needs, and so the one that
@@ -39,19 +39,17 @@ def emit(
     oldest that has the operators of `target`.
     """
     opset = default_opset(target) if opset is None else opset
-    target = for_opset(target, opset)
     graph = GraphBuilder(opset)
     images = graph.input("images", (batch_size, 3, *model.image))
     stream = _embed(graph, model, images)
     kept: Kept | None = None
-    for block in model.blocks:
+    for block, plan in zip(model.blocks, plan_model(model, for_opset(target, opset)), strict=True):
         if block.select is not None:
             stream, kept = emit_select(graph, block.select, stream, kept, block.name)
-        rules = rules_for(block, target)
         if block.gates is None:
-            stream = _block(graph, block, stream, rules, kept)
+            stream = _block(graph, block, plan, stream, kept)
         else:
-            stream = emit_adaptive_block(graph, block, stream, model.prefix, rules, conditional=conditional)
+            stream = emit_adaptive_block(graph, block, plan, stream, model.prefix, conditional=conditional)
     logits = _classify(graph, model, stream, kept)
     return oir.Model(graph.build([logits], "slimc"), ir_version=_IR_VERSIONS[opset], producer_name="slimc")
 
@@ -127,28 +125,28 @@ def _some_patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
     return graph.reshape(embedded, (batch, count, model.dim), "patch_embed.rows")
 
 
-def _block(graph: GraphBuilder, block: ir.Block, stream: Stream, target: Target, kept: Kept | None) -> Stream:
+def _block(graph: GraphBuilder, block: ir.Block, plan: BlockPlan, stream: Stream, kept: Kept | None) -> Stream:
     name = block.name
     if kept is not None and block.live is not None:
         raise InternalError(f"{name}: rows are cut after a selection that hides some")
-    live = ir.live_rows(block, stream.rows)
-    if isinstance(block.attention, ir.Attention):
-        stream = emit_attention(graph, block.attention, stream, live, name, target, kept)
+    if plan.attention is not None:
+        key_bias = None if kept is None else kept.bias
+        stream = emit_attention(graph, plan.attention, stream, name, key_bias)
     else:
-        stream = stream.take(graph, live, f"{name}.live")
+        stream = stream.take(graph, ir.live_rows(block, stream.rows), f"{name}.live")
     if isinstance(block.attention, ir.Constant):
         bias = graph.parameter(f"{name}.attn.proj.bias", block.attention.vector)
         stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.attn.residual"))
-    if isinstance(block.mlp, ir.Mlp):
-        stream = _mlp(graph, block.mlp, stream, name, target)
+    if plan.mlp is not None:
+        stream = _mlp(graph, plan.mlp, stream, name)
     elif isinstance(block.mlp, ir.Constant):
         bias = graph.parameter(f"{name}.mlp.fc2.bias", block.mlp.vector)
         stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.mlp.residual"))
     return stream
 
 
-def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str, target: Target) -> Stream:
-    name = f"{block}.mlp"
+def _mlp(graph: GraphBuilder, plan: MlpPlan, stream: Stream, block: str) -> Stream:
+    mlp, name = plan.node, f"{block}.mlp"
     everything = np.arange(stream.rows)
     rows = everything if mlp.rows is None else mlp.rows
     seen = stream.take(graph, rows, f"{name}.rows")
@@ -158,12 +156,13 @@ def _mlp(graph: GraphBuilder, mlp: ir.Mlp, stream: Stream, block: str, target: T
     hidden = graph.gelu(graph.linear(n, mlp.up, f"{name}.fc1"), f"{name}.act")
     if mlp.mask is not None:
         hidden = graph.mul(hidden, graph.constant(mlp.mask.astype(np.float32), "mask"), f"{name}.mask")
-    summed = add_last_product(graph, hidden, mlp.down, mlp.residual_scale, seen, name, "fc2", target)
+    scale, in_product = mlp.residual_scale, plan.residual_in_product
+    summed = add_last_product(graph, hidden, mlp.down, scale, seen, name, "fc2", residual_in_product=in_product)
     if len(rows) == stream.rows:
         return summed
     others = np.setdiff1d(everything, rows)
     idle = stream.take(graph, others, f"{name}.idle")
-    constant = graph.parameter(f"{name}.idle.bias", idle_output(mlp))
+    constant = graph.parameter(f"{name}.idle.bias", zero_row_output(mlp))
     idle = idle.replace(graph.add(idle.matrix, constant, f"{name}.idle.residual"))
     return Stream.merge(graph, [(idle, others), (summed, rows)], f"{name}.merged")
 

@@ -1,9 +1,9 @@
 """Queries, keys and values: which Gemms make them, and how they are cut into heads.
 
-One product of all rows with the stacked weights of q, k and v is the fastest where every row asks and is asked. Where fewer
-rows ask, it computes queries that nobody reads: a target says how many multiply-accumulates that may cost, and beyond
-them queries have a product of their own. The keys and values of ghosts come out of the same product, as zero rows among
-its inputs, where that costs no more than a target allows.
+One product of all rows with the stacked weights of q, k and v is the fastest where every row is a query and a key. Where
+fewer rows are queries, it computes some that nobody reads: a target says how many multiply-accumulates that may cost, and
+beyond them queries have a product of their own. The keys and values of ghosts come out of the same product, as zero rows
+among its inputs, where that costs no more than a target allows. The plan (`slimc.targets.plan`) says which it is.
 """
 
 from __future__ import annotations
@@ -11,70 +11,33 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from slimc import ir
 from slimc.emit.graph import GraphBuilder, Value, dims
 from slimc.emit.stream import Stream
-from slimc.targets.plan import ghost_rows, head_groups, projects_ghosts, projects_once
-from slimc.targets.target import Target
+from slimc.targets.plan import AttentionPlan
 
-_Parts = dict[str, list[list[ir.Linear]]]
+_Linears = dict[str, list[list[ir.Linear]]]
 """The linear layers of every group, by what they yield: q, k or v."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the heads of an attention lie between its projections: `sizes` are the heads of its groups.
-
-    One head        [B, N, d]; it needs no transposing
-    several heads   [B, H, N, d], or with `operator` [B, N, H d]: as the Attention operator takes them
-
-    With `parts` the queries of one head are cut into so many, which the operator takes for heads. Where no group goes to
-    the operator, one image has no batch axis: [N, d].
-    """
-
-    batch: int
-    sizes: tuple[int, ...]
-    operator: bool
-    parts: int = 1
-
-    def uses_operator(self, heads: int) -> bool:
-        """Whether a group of so many heads goes to the Attention operator."""
-        return self.operator and (heads > 1 or self.parts > 1)
-
-    @property
-    def flat(self) -> bool:
-        """Whether rows are one axis from projection to projection."""
-        return self.batch == 1 and not any(self.uses_operator(heads) for heads in self.sizes)
-
-
-@dataclass(frozen=True)
 class Operands:
-    """Inputs of one group's attention, laid out as `Layout` says; the key is transposed where the operator is not used.
+    """Inputs of one group's attention. How its heads lie there depends on how the group is computed (`AttentionPlan`):
 
-    The last `ghost_rows` of the keys stand for ghosts already.
+    a head alone, in products           query and value [B, N, d], key [B, d, N]; it needs no transposing
+    several heads, in products          query and value [B, H, N, d], key [B, H, d, N]
+    heads of the Attention operator     [B, N, H * d]
+
+    Where no group goes to the operator, a head alone has no batch axis at batch size 1: [N, d].
     """
 
     query: Value
     key: Value
     value: Value
-    ghost_rows: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Rows of the normalised stream, by role: `keys` are asked, `asking` ask; `seen` marks those of them that are keys."""
-
-    normalised: Stream
-    keys: ir.IndexArray
-    asking: ir.IndexArray
-
-    @property
-    def seen(self) -> ir.BoolArray:
-        return np.isin(self.asking, self.keys)
 
 
 def ghost_bias(graph: GraphBuilder, scores: tuple[int, ...], ghosts: int, rows: int, *, full: bool = False) -> Value:
@@ -93,103 +56,66 @@ def ghost_bias(graph: GraphBuilder, scores: tuple[int, ...], ghosts: int, rows: 
     return graph.constant(bias, "ghosts")
 
 
-def project(
-    graph: GraphBuilder,
-    attention: ir.Attention,
-    normalised: Stream,
-    live: ir.IndexArray,
-    asking: ir.IndexArray,
-    name: str,
-    target: Target,
-    layout: Layout,
-) -> list[Operands]:
-    """Operands of every group, from the normalised stream of which the `asking` rows ask; see `slimc.targets.plan`."""
-    keys = ir.key_rows(attention, normalised.rows)
-    once = projects_once(attention, normalised.rows, live, target)
-    together = once or projects_ghosts(attention, len(keys), target)
-    ghosts = ghost_rows(len(keys), attention.ghosts, target) if together else 0
-    asked = normalised.take(graph, keys, f"{name}.keys").with_zeros(graph, ghosts, f"{name}.ghosts")
-    rows = _Rows(normalised, keys, asking)
-    if once:
-        cut = _project_once(graph, attention, rows, asked, name, target, layout)
-    else:
-        cut = _project_apart(graph, attention, rows, asked, name, layout)
-    return [Operands(query, key, value, ghosts) for query, key, value in cut]
+def project(graph: GraphBuilder, plan: AttentionPlan, normalised: Stream, name: str) -> list[Operands]:
+    """Operands of every group, from the normalised stream."""
+    visible = normalised.take(graph, plan.key_rows, f"{name}.keys")
+    keys = visible.with_zeros(graph, plan.projected_ghosts, f"{name}.ghosts")
+    if plan.projection == "qkv":
+        return _project_qkv(graph, plan, keys, name)
+    linears = _linears(plan)
+    outputs = _product(graph, {kind: linears[kind] for kind in "kv"}, "kv", keys, plan, name)
+    outputs["q"] = _queries(graph, linears["q"], plan, normalised, name)
+    return _split_heads(graph, outputs, plan, name)
 
 
-def _parts(attention: ir.Attention) -> _Parts:
-    groups = head_groups(attention)
+def _linears(plan: AttentionPlan) -> _Linears:
     return {
-        "q": [[head.query for head in group] for group in groups],
-        "k": [[head.key for head in group] for group in groups],
-        "v": [[head.value for head in group] for group in groups],
+        "q": [[head.query for head in group] for group in plan.groups],
+        "k": [[head.key for head in group] for group in plan.groups],
+        "v": [[head.value for head in group] for group in plan.groups],
     }
 
 
-def _project_apart(
-    graph: GraphBuilder, attention: ir.Attention, rows: _Rows, asked: Stream, name: str, layout: Layout
-) -> list[tuple[Value, Value, Value]]:
-    """Keys and values from one product; queries from the same where all biases are alike, else from their own."""
-    parts = _parts(attention)
-    biases = {linear.bias is not None for lists in parts.values() for group in lists for linear in group}
-    if np.array_equal(rows.asking, rows.keys) and asked.rows == len(rows.keys) and len(biases) == 1:
-        outputs = _fused(graph, parts, "qkv", asked, name, layout)
-    else:
-        outputs = _fused(graph, {kind: parts[kind] for kind in "kv"}, "kv", asked, name, layout)
-        outputs["q"] = _queries(graph, parts["q"], rows, name, layout)
-    return _cut(graph, outputs, name, layout)
-
-
-def _project_once(
-    graph: GraphBuilder,
-    attention: ir.Attention,
-    rows: _Rows,
-    asked: Stream,
-    name: str,
-    target: Target,
-    layout: Layout,
-) -> list[tuple[Value, Value, Value]]:
+def _project_qkv(graph: GraphBuilder, plan: AttentionPlan, keys: Stream, name: str) -> list[Operands]:
     """Everything from one product over all keys; queries are selected once they are cut into heads."""
-    asking = rows.asking
-    if attention.rows is not None:  # else a row's number is its place among the keys, a ghost's too
-        place = {int(row): i for i, row in enumerate(rows.keys)}
-        asking = np.array([place[int(row)] for row in asking])
-    parts = _parts(attention)
-    if not target.bias_in_product:
-        parts["q"] = [[ir.Linear(linear.weight) for linear in group] for group in parts["q"]]
-    if target.stacked_groups and len(parts["q"]) > 1:
-        cut = _cut_stacked(graph, parts, asked, name)
+    linears = _linears(plan)
+    if not plan.query_bias_in_product:
+        linears["q"] = [[ir.Linear(linear.weight) for linear in group] for group in linears["q"]]
+    if plan.stacked_groups:
+        projected = _project_stacked(graph, linears, keys, name)
     else:
-        cut = _cut(graph, _fused(graph, parts, "qkv", asked, name, layout), name, layout)
+        projected = _split_heads(graph, _product(graph, linears, "qkv", keys, plan, name), plan, name)
+    places = {int(row): i for i, row in enumerate(plan.key_rows)}
+    queries = np.array([places.get(int(row), int(row)) for row in plan.query_rows])  # a ghost's number is its place
     operands = []
-    for i, (group, (query, key, value)) in enumerate(zip(head_groups(attention), cut, strict=True)):
-        query = graph.take(query, asking, len(dims(query)) - 2, f"{name}.q.{i}.asking")  # noqa: PLW2901
-        if not target.bias_in_product and any(head.query.bias is not None for head in group):
+    for i, (group, operand) in enumerate(zip(plan.groups, projected, strict=True)):
+        query = graph.take(operand.query, queries, len(dims(operand.query)) - 2, f"{name}.q.{i}.asking")
+        if not plan.query_bias_in_product and any(head.query.bias is not None for head in group):
             bias = np.stack([bias_of(head.query) for head in group])[:, None, :]
             bias = bias if len(group) > 1 else bias[0]
-            query = graph.add(query, graph.parameter(f"{name}.q.{i}.bias", bias), f"{name}.q.{i}.biased")  # noqa: PLW2901
-        operands.append((query, key, value))
+            query = graph.add(query, graph.parameter(f"{name}.q.{i}.bias", bias), f"{name}.q.{i}.biased")
+        operands.append(replace(operand, query=query))
     return operands
 
 
-def _cut(
-    graph: GraphBuilder, outputs: dict[str, list[Value]], name: str, layout: Layout
-) -> list[tuple[Value, Value, Value]]:
+def _split_heads(
+    graph: GraphBuilder, outputs: dict[str, list[Value]], plan: AttentionPlan, name: str
+) -> list[Operands]:
     """Query, key and value by heads, from one matrix a kind and group."""
     return [
-        (
-            _heads(graph, q, heads, layout, False, f"{name}.q.{i}"),
-            _heads(graph, k, heads, layout, True, f"{name}.k.{i}"),
-            _heads(graph, v, heads, layout, False, f"{name}.v.{i}"),
+        Operands(
+            _heads(graph, q, len(group), plan, False, f"{name}.q.{i}"),
+            _heads(graph, k, len(group), plan, True, f"{name}.k.{i}"),
+            _heads(graph, v, len(group), plan, False, f"{name}.v.{i}"),
         )
-        for i, (heads, q, k, v) in enumerate(zip(layout.sizes, outputs["q"], outputs["k"], outputs["v"], strict=True))
+        for i, (group, q, k, v) in enumerate(zip(plan.groups, outputs["q"], outputs["k"], outputs["v"], strict=True))
     ]
 
 
-def _cut_stacked(graph: GraphBuilder, parts: _Parts, rows: Stream, name: str) -> list[tuple[Value, Value, Value]]:
-    """As `_cut`, from a product for each group whose q, k and v are transposed together: [3, B, H, N, d]."""
-    cut = []
-    for i, (q, k, v) in enumerate(zip(parts["q"], parts["k"], parts["v"], strict=True)):
+def _project_stacked(graph: GraphBuilder, linears: _Linears, rows: Stream, name: str) -> list[Operands]:
+    """Query, key and value by heads, from a product for each group, transposed together: [3, B, H, N, d]."""
+    operands = []
+    for i, (q, k, v) in enumerate(zip(linears["q"], linears["k"], linears["v"], strict=True)):
         label, heads = f"{name}.group{i}.qkv", len(q)
         joined = graph.linear(rows.matrix, stacked([*q, *k, *v]), label)
         shape = (rows.batch, rows.rows, 3, heads, dims(joined)[1] // (3 * heads))
@@ -200,27 +126,27 @@ def _cut_stacked(graph: GraphBuilder, parts: _Parts, rows: Stream, name: str) ->
         query, key, value = (
             graph.reshape(piece, dims(turned)[1:], piece_name) for piece, piece_name in zip(pieces, names, strict=True)
         )
-        cut.append((query, graph.transpose(key, (0, 1, 3, 2), f"{names[1]}.transposed"), value))
-    return cut
+        operands.append(Operands(query, graph.transpose(key, (0, 1, 3, 2), f"{names[1]}.transposed"), value))
+    return operands
 
 
-def _fused(
-    graph: GraphBuilder, parts: _Parts, label: str, rows: Stream, name: str, layout: Layout
+def _product(
+    graph: GraphBuilder, linears: _Linears, label: str, rows: Stream, plan: AttentionPlan, name: str
 ) -> dict[str, list[Value]]:
-    """One Gemm for all `parts`, cut into one matrix a kind and group."""
-    linears = [linear for lists in parts.values() for group in lists for linear in group]
-    joined = rows.replace(graph.linear(rows.matrix, stacked(linears), f"{name}.{label}"))
-    names = [f"{name}.{kind}.{i}.flat" for kind, lists in parts.items() for i in range(len(lists))]
-    widths = [sum(linear.weight.shape[0] for linear in group) for lists in parts.values() for group in lists]
-    pieces = iter(_columns(graph, joined, widths, names, layout))
-    return {kind: list(itertools.islice(pieces, len(lists))) for kind, lists in parts.items()}
+    """One Gemm for all `linears`, cut into one matrix a kind and group."""
+    groups = [group for groups in linears.values() for group in groups]
+    joined = rows.replace(graph.linear(rows.matrix, stacked(list(itertools.chain(*groups))), f"{name}.{label}"))
+    names = [f"{name}.{kind}.{i}.flat" for kind, groups in linears.items() for i in range(len(groups))]
+    pieces = iter(_columns(graph, joined, groups, names, plan))
+    return {kind: list(itertools.islice(pieces, len(groups))) for kind, groups in linears.items()}
 
 
 def _columns(
-    graph: GraphBuilder, rows: Stream, widths: Sequence[int], names: Sequence[str], layout: Layout
+    graph: GraphBuilder, rows: Stream, groups: list[list[ir.Linear]], names: Sequence[str], plan: AttentionPlan
 ) -> list[Value]:
-    """Runs of the columns of `rows`: [N, width], or [B, N, width] where the layout has images."""
-    if layout.flat:
+    """The columns of `rows` that every group yields: [B, N, width]; [N, width] at batch 1 and without the operator."""
+    widths = [sum(len(linear.weight) for linear in group) for group in groups]
+    if rows.batch == 1 and not any(plan.uses_operator(len(group)) for group in plan.groups):
         return graph.split(rows.matrix, widths, 1, names)
     return graph.split(rows.images(graph, f"{names[0]}.images"), widths, 2, names)
 
@@ -237,31 +163,33 @@ def bias_of(linear: ir.Linear) -> ir.FloatArray:
     return np.zeros(len(linear.weight), linear.weight.dtype) if linear.bias is None else linear.bias
 
 
-def _queries(graph: GraphBuilder, groups: list[list[ir.Linear]], rows: _Rows, name: str, layout: Layout) -> list[Value]:
-    """Queries of the asking rows for every group; a row that attention does not see has the query bias for its query."""
+def _queries(
+    graph: GraphBuilder, groups: list[list[ir.Linear]], plan: AttentionPlan, normalised: Stream, name: str
+) -> list[Value]:
+    """Queries of every group; a row that attention does not see has the query bias for its query."""
     linears = [linear for group in groups for linear in group]
-    seen, normalised = rows.seen, rows.normalised
+    visible = plan.visible_queries
     parts: list[tuple[Stream, ir.IndexArray]] = []
-    if seen.any():
-        asking = normalised.take(graph, rows.asking[seen], f"{name}.queries")
-        parts.append((asking.replace(graph.linear(asking.matrix, stacked(linears), f"{name}.q")), np.flatnonzero(seen)))
-    if not seen.all():
-        blind = np.flatnonzero(~seen)
+    if visible.any():
+        rows = normalised.take(graph, plan.query_rows[visible], f"{name}.queries")
+        projected = rows.replace(graph.linear(rows.matrix, stacked(linears), f"{name}.q"))
+        parts.append((projected, np.flatnonzero(visible)))
+    if not visible.all():
+        invisible = np.flatnonzero(~visible)
         bias = np.concatenate([bias_of(linear) for linear in linears]).astype(np.float32)
-        constant = graph.constant(np.tile(bias, (len(blind) * normalised.batch, 1)), f"{name}.q.blind")
-        parts.append((normalised.replace(constant), blind))
+        constant = graph.constant(np.tile(bias, (len(invisible) * normalised.batch, 1)), f"{name}.q.blind")
+        parts.append((normalised.replace(constant), invisible))
     whole = parts[0][0] if len(parts) == 1 else Stream.merge(graph, parts, f"{name}.q.merged")
-    widths = [sum(linear.weight.shape[0] for linear in group) for group in groups]
-    return _columns(graph, whole, widths, [f"{name}.q.{i}.flat" for i in range(len(groups))], layout)
+    return _columns(graph, whole, groups, [f"{name}.q.{i}.flat" for i in range(len(groups))], plan)
 
 
-def _heads(graph: GraphBuilder, columns: Value, heads: int, layout: Layout, transposed: bool, name: str) -> Value:
-    """The columns of a group as its attention takes them."""
-    if layout.uses_operator(heads):
+def _heads(graph: GraphBuilder, columns: Value, heads: int, plan: AttentionPlan, transposed: bool, name: str) -> Value:
+    """The columns of a group of so many `heads` as its attention takes them."""
+    if plan.uses_operator(heads):
         return columns
     if heads == 1:
         axes = [*range(len(dims(columns)) - 2), len(dims(columns)) - 1, len(dims(columns)) - 2]
         return graph.transpose(columns, axes, name) if transposed else columns
-    rows, width = math.prod(dims(columns)[:-1]), dims(columns)[-1]
-    split = graph.reshape(columns, (layout.batch, rows // layout.batch, heads, width // heads), f"{name}.split")
+    *batch, rows, width = dims(columns)
+    split = graph.reshape(columns, (math.prod(batch), rows, heads, width // heads), f"{name}.split")
     return graph.transpose(split, (0, 2, 3, 1) if transposed else (0, 2, 1, 3), name)

@@ -27,7 +27,7 @@ def load(path: Path, backend: Backend, threads: int) -> Session:
     """
     if backend == "openvino":
         return openvino.load(path, threads=threads)
-    return ort.load(path, threads=threads, steady=True)
+    return ort.load(path, threads=threads, pinned=True)
 
 
 def timer(session: Session) -> Timer:

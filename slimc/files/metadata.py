@@ -54,24 +54,33 @@ def to_props(metadata: Metadata) -> dict[str, str]:
     return {PREFIX + key: value for key, value in plain.items()}
 
 
-def read_metadata(path: Path) -> Metadata:
-    """The metadata of the ONNX model at `path`, without loading its external data.
+def read_metadata(model: str | Path) -> Metadata:
+    """What an ONNX model that slimc wrote says about itself: where it comes from, what is left of it, how to feed it.
+
+    Args:
+        model: an ONNX model; its weights are not read.
 
     Raises:
         ModelFileError: it is no ONNX model, or slimc did not write it.
+
+    Example:
+        >>> metadata = slimc.read_metadata("digits.onnx")
+        >>> metadata.variant, metadata.target, metadata.structure.image
+        ('slim', 'cpu', (56, 56))
     """
+    path = Path(model)
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        content = onnx.load(str(path), load_external_data=False)
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise ModelFileError(f"{path}: is a directory; expected an ONNX model") from None
     except (DecodeError, OSError, ValueError) as error:
         raise ModelFileError(f"{path}: not an ONNX model ({type(error).__name__})") from None
-    props = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
+    props = {p.key.removeprefix(PREFIX): p.value for p in content.metadata_props if p.key.startswith(PREFIX)}
     if not props:
         raise ModelFileError(f"{path}: has no slimc metadata; expected a model that slimc export wrote")
     try:

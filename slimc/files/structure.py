@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from slimc import ir
-from slimc.targets.count import block_macs, selection_macs, used_rows
-from slimc.targets.plan import head_groups
+from slimc.targets.count import block_macs, selection_macs
+from slimc.targets.plan import BlockPlan, plan_model
 from slimc.targets.target import Target
 
 
@@ -61,10 +61,10 @@ class Structure:
 def describe(model: ir.Model, masked: ir.Model, dense: ir.Model, target: Target) -> Structure:
     """The structure of `model`, which was compiled for `target` from `masked`; `dense` has no masks."""
     patches = _entering_patches(model)
-    rows, macs, macs_dense = ir.block_rows(model), block_macs(model, target), block_macs(dense, target)
+    plans, macs, macs_dense = plan_model(model, target), block_macs(model, target), block_macs(dense, target)
     scorers = selection_macs(model)
     layers = tuple(
-        _layer(block, masked.blocks[i], rows[i], model.prefix, (macs_dense[i], macs[i], scorers[i]), patches[i])
+        _layer(block, masked.blocks[i], plans[i], (macs_dense[i], macs[i], scorers[i]), patches[i])
         for i, block in enumerate(model.blocks)
     )
     return Structure(
@@ -81,31 +81,28 @@ def describe(model: ir.Model, masked: ir.Model, dense: ir.Model, target: Target)
 def _layer(
     block: ir.Block,
     masked: ir.Block,
-    rows: ir.BlockRows,
-    prefix: int,
+    plan: BlockPlan,
     macs: tuple[int, int, int],
     patches: tuple[int, ...],
 ) -> LayerStructure:
-    attention = block.attention
     groups: tuple[tuple[int, int], ...] = ()
     keys, ghosts = 0, 0
-    if isinstance(attention, ir.Attention):
-        groups = tuple((len(group), int(group[0].value.weight.shape[0])) for group in head_groups(attention))
-        keys = used_rows(block, rows.entering, prefix) if attention.rows is None else len(attention.rows)
-        ghosts = attention.ghosts
+    if plan.attention is not None:
+        groups = tuple((len(group), int(group[0].value.weight.shape[0])) for group in plan.attention.groups)
+        keys, ghosts = len(plan.attention.key_rows), plan.attention.node.ghosts
     return LayerStructure(
         name=block.name,
         heads=_kept_channels(masked) if groups else tuple(0 for _ in _kept_channels(masked)),
         groups=groups,
         hidden=_hidden(block),
-        tokens=rows.entering,
-        tokens_out=rows.leaving,
+        tokens=plan.rows.entering,
+        tokens_out=plan.rows.leaving,
         keys=keys,
         ghosts=ghosts,
         macs_dense=macs[0],
         macs=macs[1],
         patches=patches,
-        tokens_before=rows.before,
+        tokens_before=plan.rows.before,
         scorer_macs=macs[2],
     )
 

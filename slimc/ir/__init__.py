@@ -1,10 +1,10 @@
 """The intermediate representation: what a network is, and what it means."""
 
+from slimc.ir.arrays import arrays, map_arrays, to_float64
 from slimc.ir.nodes import (
     Attention,
     BatchNorm,
     Block,
-    BlockRows,
     BoolArray,
     Classifier,
     Constant,
@@ -24,15 +24,8 @@ from slimc.ir.nodes import (
     SoftSplit,
     TokenGate,
     TokenScorer,
-    arrays,
-    block_rows,
-    embedded_rows,
-    key_rows,
-    live_rows,
-    map_arrays,
-    selected_rows,
-    to_float64,
 )
+from slimc.ir.rows import BlockRows, block_rows, embedded_rows, key_rows, live_rows, selected_rows
 
 __all__ = [
     "Attention",

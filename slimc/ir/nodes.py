@@ -10,11 +10,9 @@ Notation: B images, N rows of the stream, P prefix rows (cls, dist), C = dim, F 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -327,80 +325,3 @@ class Model:
     def prefix(self) -> int:
         """Number P of prefix rows."""
         return int(self.embedding.prefix.shape[0])
-
-
-@dataclass(frozen=True)
-class BlockRows:
-    """Rows of the stream at one block: before its selection, entering its attention, and leaving that."""
-
-    before: int
-    entering: int
-    leaving: int
-
-
-def embedded_rows(model: Model) -> int:
-    """Rows of the stream that the embedding makes."""
-    patches = model.embedding.patch.patches
-    return model.prefix + (model.grid[0] * model.grid[1] if patches is None else len(patches))
-
-
-def selected_rows(select: SelectTokens | None, rows: int) -> int:
-    """Rows that `select` leaves of a stream of `rows`."""
-    if select is None or not select.drop:
-        return rows
-    return min(rows, select.prefix + select.keep)
-
-
-def key_rows(attention: Attention, entering: int) -> IndexArray:
-    """Rows of a stream of `entering` rows that are keys."""
-    return np.arange(entering) if attention.rows is None else attention.rows
-
-
-def live_rows(block: Block, entering: int) -> IndexArray:
-    """Rows of a stream of `entering` rows that outlive the attention of `block`."""
-    return np.arange(entering) if block.live is None else block.live
-
-
-def block_rows(model: Model) -> tuple[BlockRows, ...]:
-    """Rows of the stream at every block."""
-    rows, counts = embedded_rows(model), []
-    for block in model.blocks:
-        entering = selected_rows(block.select, rows)
-        leaving = entering if block.live is None else len(block.live)
-        counts.append(BlockRows(rows, entering, leaving))
-        rows = leaving
-    return tuple(counts)
-
-
-def arrays(node: object) -> Iterator[FloatArray]:
-    """Every floating-point array below `node`, in field order."""
-    if isinstance(node, np.ndarray):
-        if np.issubdtype(node.dtype, np.floating):
-            yield node
-    elif isinstance(node, tuple):
-        for item in node:
-            yield from arrays(item)
-    elif dataclasses.is_dataclass(node):
-        for field in dataclasses.fields(node):
-            yield from arrays(getattr(node, field.name))
-
-
-T = TypeVar("T")
-
-
-def map_arrays(node: T, change: Callable[[FloatArray], FloatArray]) -> T:
-    """`node` with every floating-point array below it replaced by `change(array)`."""
-    result: Any = node
-    if isinstance(node, np.ndarray):
-        result = change(node) if np.issubdtype(node.dtype, np.floating) else node
-    elif isinstance(node, tuple):
-        result = tuple(map_arrays(item, change) for item in node)
-    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
-        fields = {f.name: map_arrays(getattr(node, f.name), change) for f in dataclasses.fields(node)}
-        result = dataclasses.replace(node, **fields)
-    return result  # type: ignore[no-any-return]
-
-
-def to_float64(model: Model) -> Model:
-    """`model` with float64 weights: what the passes are checked on."""
-    return map_arrays(model, lambda array: array.astype(np.float64))

@@ -13,10 +13,11 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Work:
-    """What the heads of an attention are to do: in each of `batch` images `queries` rows ask `keys` rows, all `dim` wide.
+    """What the heads of an attention are to do: `queries` rows attend to `keys` rows, all `dim` wide, in
+    each of `batch` images.
 
-    `divisible` is how many rows ask where the queries of a head alone are cut into parts for the threads; none where they
-    cannot be.
+    `divisible` is how many queries a head alone has where they are cut into parts for the threads; none where they cannot
+    be.
     """
 
     dim: int

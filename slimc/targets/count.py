@@ -9,19 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from slimc import ir
-from slimc.emit.absorbed import absorbed_macs, absorbed_params
-from slimc.targets.plan import (
-    absorbs,
-    asking_rows,
-    ghost_rows,
-    head_groups,
-    projects_ghosts,
-    projects_once,
-    rules_for,
-)
+from slimc.targets.plan import AttentionPlan, BlockPlan, plan_model
 from slimc.targets.target import Target
 
 
@@ -66,32 +55,22 @@ def block_macs(model: ir.Model, target: Target) -> tuple[int, ...]:
 def branch_macs(model: ir.Model, target: Target) -> tuple[BranchMacs, ...]:
     """MACs of the decisions and branches of every block for one image."""
     counts = []
-    for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
+    for block, plan in zip(model.blocks, plan_model(model, target), strict=True):
         attention, mlp = 0, 0
-        used = used_rows(block, rows.entering, model.prefix)
-        if isinstance(block.attention, ir.Attention):
-            live = ir.live_rows(block, used)
-            attention = _attention_macs(block.attention, used, live, rules_for(block, target))
-        if isinstance(block.mlp, ir.Mlp) and block.mlp.up.weight.size:
-            gathered = block.gates is not None and block.gates.tokens_gate_mlp and block.live is None
-            computed = used if gathered else rows.leaving if block.mlp.rows is None else len(block.mlp.rows)
-            mlp = computed * (block.mlp.up.weight.size + block.mlp.down.weight.size)
-        counts.append(BranchMacs(_decision_macs(block.gates, rows.entering, model.prefix), attention, mlp))
+        if plan.attention is not None:
+            attention = _attention_macs(plan.attention, model.dim)
+        if plan.mlp is not None:
+            mlp = plan.mlp.rows * (plan.mlp.node.up.weight.size + plan.mlp.node.down.weight.size)
+        scored_rows = plan.rows.entering if plan.scores_tokens else 0
+        counts.append(BranchMacs(_decision_macs(block.gates, scored_rows), attention, mlp))
     return tuple(counts)
 
 
-def used_rows(block: ir.Block, entering: int, prefix: int) -> int:
-    """Rows that the branches of `block` compute at most."""
-    gate = None if block.gates is None else block.gates.tokens
-    return entering if gate is None or gate.capacity is None else min(entering, prefix + gate.capacity)
-
-
-def _decision_macs(gates: ir.Gates | None, entering: int, prefix: int) -> int:
+def _decision_macs(gates: ir.Gates | None, scored_rows: int) -> int:
     if gates is None:
         return 0
     macs = sum(linear.weight.size for linear in (gates.attention, gates.mlp, gates.heads) if linear is not None)
-    scored = gates.tokens is not None and entering > prefix
-    return macs + (entering * gates.tokens.score.weight.size if gates.tokens is not None and scored else 0)
+    return macs + (scored_rows * gates.tokens.score.weight.size if gates.tokens is not None else 0)
 
 
 def selection_macs(model: ir.Model) -> tuple[int, ...]:
@@ -142,22 +121,16 @@ def classifier_macs(model: ir.Model) -> int:
     return macs
 
 
-def _attention_macs(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
-    if absorbs(attention, entering, live, target):
-        return absorbed_macs(attention, entering, live, target)
-    keys = ir.key_rows(attention, entering)
-    columns = len(keys) + ghost_rows(len(keys), attention.ghosts, target)
-    once = projects_once(attention, entering, live, target)
-    projected = columns if once or projects_ghosts(attention, len(keys), target) else len(keys)
-    asking = asking_rows(attention, entering, live, target)
-    computed_queries = columns if once else int(np.isin(asking, keys).sum())
+def _attention_macs(plan: AttentionPlan, dim: int) -> int:
+    if plan.absorbed:
+        return len(plan.query_rows) * len(plan.node.heads) * dim * (4 * plan.head_width + 2 * plan.keys)
+    projected = len(plan.key_rows) + plan.projected_ghosts
+    queries = projected if plan.projection == "qkv" else int(plan.visible_queries.sum())
     macs = 0
-    for group in head_groups(attention):
-        for head in group:
-            d_qk, d_v = head.query.weight.shape[0], head.value.weight.shape[0]
-            dim = head.query.weight.shape[1]
-            macs += dim * (computed_queries * d_qk + projected * (d_qk + d_v) + len(live) * d_v)
-            macs += len(asking) * columns * (d_qk + d_v)
+    for head in plan.node.heads:
+        d_qk, d_v = head.query.weight.shape[0], head.value.weight.shape[0]
+        macs += dim * (queries * d_qk + projected * (d_qk + d_v) + len(plan.live_rows) * d_v)
+        macs += len(plan.query_rows) * plan.keys * (d_qk + d_v)
     return macs
 
 
@@ -170,12 +143,10 @@ def count_params(model: ir.Model, target: Target) -> int:
         if isinstance(block.mlp, ir.Mlp):
             params -= _size(block.mlp.token_mask) + _size(block.mlp.mask)
             params += 0 if block.mlp.rows is None else model.dim
-    for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
-        if isinstance(block.attention, ir.Attention):
-            used = used_rows(block, rows.entering, model.prefix)
-            live = ir.live_rows(block, used)
-            params += _projection_params(block.attention, used, live, rules_for(block, target))
-    return params - _unused_embedding(model) - _unused_in_gated(model)
+    plans = plan_model(model, target)
+    params += sum(_projection_params(plan.attention, model.dim) for plan in plans if plan.attention is not None)
+    unused = sum(_unused_in_gated(block, plan) for block, plan in zip(model.blocks, plans, strict=True))
+    return params - _unused_embedding(model) - unused
 
 
 def _unused_embedding(model: ir.Model) -> int:
@@ -184,20 +155,17 @@ def _unused_embedding(model: ir.Model) -> int:
     return 0 if ir.embedded_rows(model) > model.prefix else patch.weight.size + _size(patch.bias)
 
 
-def _unused_in_gated(model: ir.Model) -> int:
-    """Arrays of blocks with gates that are not emitted: norms that two nodes share, and those of branches without work."""
+def _unused_in_gated(block: ir.Block, plan: BlockPlan) -> int:
+    """Arrays of a block with gates that are not emitted: a norm that two nodes share, and those of branches without work."""
+    if block.gates is None:
+        return 0
     unused = 0
-    for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
-        if block.gates is None:
-            continue
-        scored = rows.entering > model.prefix
-        if block.gates.tokens is not None and not scored:
-            unused += _params(block.gates.tokens)
-        if isinstance(block.attention, ir.Attention):
-            shared = block.gates.tokens is not None and scored
-            unused += _params(block.attention.norm) if shared or not block.attention.heads else 0
-        if isinstance(block.mlp, ir.Mlp) and not block.mlp.up.weight.size:
-            unused += _params(block.mlp) - model.dim
+    if block.gates.tokens is not None and not plan.scores_tokens:
+        unused += _params(block.gates.tokens)
+    if plan.attention is not None and (plan.scores_tokens or not plan.attention.node.heads):
+        unused += _params(plan.attention.node.norm)
+    if plan.mlp is not None and plan.mlp.rows == 0:
+        unused += _params(plan.mlp.node) - len(plan.mlp.node.down.weight)
     return unused
 
 
@@ -205,19 +173,21 @@ def _params(node: object) -> int:
     return sum(array.size for array in ir.arrays(node))
 
 
-def _projection_params(attention: ir.Attention, entering: int, live: ir.IndexArray, target: Target) -> int:
+def _projection_params(plan: AttentionPlan, dim: int) -> int:
     """Parameters that the projections have beyond the heads' own: zero biases within a product, minus unused queries.
 
-    Where every query is constant, its bias becomes a Constant node and its weights are not needed.
+    Where every query is constant, its bias becomes a Constant node and its weights are not needed. An absorbed attention
+    has four padded matrices a head, and the query bias.
     """
-    heads = attention.heads
-    if absorbs(attention, entering, live, target):
-        return absorbed_params(attention) - sum(array.size for array in ir.arrays(heads))
-    queries, keys, values = ([getattr(h, kind) for h in heads] for kind in ("query", "key", "value"))
-    if attention.rows is not None and not np.isin(live, attention.rows).any():
-        return _zero_biases(keys + values) - sum(array.size for array in ir.arrays(tuple(queries)))
-    once = target.bias_in_product and projects_once(attention, entering, live, target)
-    products = [queries + keys + values] if once else [queries, keys + values]
+    heads = plan.node.heads
+    queries, keys, values = ([getattr(head, kind) for head in heads] for kind in ("query", "key", "value"))
+    if plan.absorbed:
+        biased = any(query.bias is not None for query in queries)
+        return len(heads) * plan.head_width * (4 * dim + (1 if biased else 0)) - _params(heads)
+    if not plan.visible_queries.any():
+        return _zero_biases(keys + values) - _params(tuple(queries))
+    one_product = plan.projection == "qkv" and plan.query_bias_in_product
+    products = [queries + keys + values] if one_product else [queries, keys + values]
     return sum(_zero_biases(linears) for linears in products)
 
 

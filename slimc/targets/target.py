@@ -16,10 +16,11 @@ _BY_COUNT = CountedCosts(3e6)
 
 @dataclass(frozen=True)
 class Target:
-    """Rules that head packing and emission follow.
+    """Rules that head packing and emission follow; the defaults are those of the target ``generic``.
 
     Packing: `width_multiple` and `min_width` bound head widths, `min_heads` and `max_heads` the heads of one batched
-    attention; of all groups within these bounds, those of the least `costs` are taken.
+    attention; of all groups within these bounds, those of the least `costs` are taken. A head to itself needs no padding:
+    on the generic target every dimension is exactly what the masks left. With `max_heads` none a group may have any number.
 
     Ghosts: `key_multiple` is the number of keys where ghosts make it free; up to `exact_ghosts` of them are as many keys.
 
@@ -40,7 +41,7 @@ class Target:
     width_multiple: int = 1
     min_width: int = 1
     min_heads: int = 1
-    max_heads: int | None = None
+    max_heads: int | None = 1
     costs: Costs = _BY_COUNT
     key_multiple: int = 1
     exact_ghosts: int = 0
@@ -59,30 +60,36 @@ _TENSOR_CORES = ("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm120
 TARGETS = ("generic", "cpu", *_TENSOR_CORES)
 
 
-def find_target(name: str, *, threads: int | None = None, tuning: Path | None = None) -> Target:
-    """The target called `name`.
+def find_target(name: str, *, threads: int | None = None, tuning: str | Path | None = None) -> Target:
+    """The target called `name`, for `compile` and `export`.
 
     Args:
-        name: one of `TARGETS`.
-        threads: how many threads will run the model on a CPU; by default several.
-        tuning: what ``slimc tune`` measured on the machine that will run it, instead of the table that slimc ships.
+        name: "generic", "cpu", "sm75", ...
+        threads: of one inference, for "cpu".
+        tuning: a file that `tune` wrote, for "cpu".
 
     Raises:
-        OptionError: there is no such target, or it is not measured; the file is no tuning.
+        OptionError: there is no such target, or the others say nothing to it.
+
+    Example:
+        >>> slimc.find_target("sm89").width_multiple
+        8
     """
     if name == "cpu":
-        return _cpu(threads, tuning)
+        return _cpu(threads, None if tuning is None else Path(tuning))
+    if threads is not None:
+        raise OptionError(f"--threads: a model for {name} is the same for any number; expected --target cpu")
     if tuning is not None:
         raise OptionError(f"--tuning: its costs are those of CPUs; {name} has none, expected --target cpu")
     if name == "generic":
-        # A head to itself needs no padding: every dimension is exactly what the masks left.
-        return Target(name, max_heads=1)
+        return Target(name)
     if name in _TENSOR_CORES:
         return Target(
             name,
             width_multiple=8,
             min_width=16,
             min_heads=2,
+            max_heads=None,
             key_multiple=8,
             costs=CountedCosts(60e6),
             spare_query_macs=math.inf,
@@ -101,6 +108,7 @@ def _cpu(threads: int | None, tuning: Path | None) -> Target:
     found = packaged_tuning(threads) if tuning is None else read_tuning(tuning)
     return Target(
         "cpu",
+        max_heads=None,
         costs=found.costs,
         exact_ghosts=8,
         spare_query_macs=3e6,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from slimc.errors import OptionError
-from slimc.files.output import replacing
 from slimc.targets.costs import Kernel, MeasuredCosts
 
-_FORMAT = 1
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,9 @@ def read_tuning(path: Path) -> Tuning:
         raise OptionError(f"--tuning: {path} is no file that slimc tune wrote ({error!r})") from None
 
 
-def write_tuning(tuning: Tuning, path: Path) -> None:
-    """Write `tuning` to `path`."""
-    with replacing(path) as (temporary,):
-        temporary.write_text(json.dumps({"format": _FORMAT, **asdict(tuning)}, indent=1) + "\n")
-
-
 def _parse(values: Any) -> Tuning:  # noqa: ANN401 - whatever the file held
-    if values["format"] != _FORMAT:
-        raise ValueError(f"format {values['format']}, expected {_FORMAT}")
+    if values["format"] != FORMAT:
+        raise ValueError(f"format {values['format']}, expected {FORMAT}")
     costs = values["costs"]
     numbers = MeasuredCosts(
         threads=int(costs["threads"]),

@@ -8,10 +8,10 @@ from PIL import Image
 
 from slimc.compiler.adaptive import find_adaptive
 from slimc.compiler.engine import EngineOptions, EngineReport, build_engine
-from slimc.compiler.export import export
+from slimc.compiler.export import export_network
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
-from slimc.evaluate.decisions import Exactness
+from slimc.evaluate.gate_decisions import Exactness
 from slimc.targets.target import find_target
 from tests.gated import DATA, VECTORS
 
@@ -24,7 +24,7 @@ def build(name: str, way: str, directory: Path) -> EngineReport:
         Image.fromarray(picture).save(directory / f"{i}.png")
     model = directory / "model.onnx"
     options = CompileOptions(adaptive=find_adaptive(way, None), data=directory, target=find_target("sm89"))
-    export(load_network(DATA / name / "checkpoint.pth"), model, options)
+    export_network(load_network(DATA / name / "checkpoint.pth"), model, options)
     return build_engine(model, directory / "model.engine", EngineOptions("tensorrt-rtx", ("sm89",), "fp16"))
 
 

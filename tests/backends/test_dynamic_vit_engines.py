@@ -6,11 +6,11 @@ import pytest
 
 from slimc.backends.cuda import gpu_missing
 from slimc.compiler.engine import EngineOptions, EngineReport, build_engine
-from slimc.compiler.export import export
+from slimc.compiler.export import export_network
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.emit.precision import Precision
-from slimc.evaluate.selections import Agreement
+from slimc.evaluate.kept_patches import Agreement
 from slimc.models.system import Variant
 from slimc.targets.target import find_target
 from tests.selecting import VECTORS, Vector
@@ -21,7 +21,7 @@ pytest.importorskip("tensorrt_rtx")
 def build(vector: Vector, directory: Path, *, variant: Variant = "slim", batch_size: int = 1) -> EngineReport:
     model = directory / "model.onnx"
     options = CompileOptions(variant=variant, target=find_target("sm89"), batch_size=batch_size)
-    export(load_network(vector.checkpoint, vector.options), model, options)
+    export_network(load_network(vector.checkpoint, vector.options), model, options)
     return build_engine(model, directory / "model.engine", EngineOptions("tensorrt-rtx", ("sm89",), "fp16"))
 
 
@@ -56,7 +56,7 @@ def test_masked_networks_build_too(vector: Vector, tmp_path: Path):
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_engines_that_select_compute_what_the_network_does(vector: Vector, precision: Precision, tmp_path: Path):
     model = tmp_path / "model.onnx"
-    export(load_network(vector.checkpoint, vector.options), model, CompileOptions(target=find_target("sm89")))
+    export_network(load_network(vector.checkpoint, vector.options), model, CompileOptions(target=find_target("sm89")))
     report = build_engine(model, tmp_path / "model.engine", EngineOptions("tensorrt-rtx", (), precision))
     assert report.comparison is not None, report.unchecked
     assert report.comparison.passed

@@ -9,13 +9,13 @@ from PIL import Image
 
 from slimc.cli.results import export_json
 from slimc.compiler.adaptive import Adaptive, choose_adaptive, find_adaptive
-from slimc.compiler.export import export
+from slimc.compiler.export import export_network
 from slimc.compiler.limits import Limits
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
-from slimc.compiler.verify import Against, verify
+from slimc.compiler.verify import Against, verify_artefact
 from slimc.errors import OptionError
-from slimc.evaluate.decisions import Exactness
+from slimc.evaluate.gate_decisions import Exactness
 from slimc.files.metadata import read_metadata
 from slimc.targets.target import find_target
 from tests.command_line import slimc
@@ -74,7 +74,7 @@ def test_without_a_word_the_fastest_exact_way_is_gone(target, batch_size, way):
 @pytest.mark.parametrize("way", ["masked", "conditional", "capacity", "conditional+capacity"])
 def test_an_exported_model_is_verified_and_says_how_it_was_compiled(folder, tmp_path, way):
     options = CompileOptions(adaptive=find_adaptive(way, None), data=folder / "pictures", target=find_target("cpu"))
-    report = export(load_network(folder / "ada.pth.tar"), tmp_path / "m.onnx", options, check_passes=True)
+    report = export_network(load_network(folder / "ada.pth.tar"), tmp_path / "m.onnx", options, check_passes=True)
     assert isinstance(report.agreement, Exactness)
     assert report.agreement.exact >= 12
     assert report.agreement.images == 16
@@ -82,13 +82,13 @@ def test_an_exported_model_is_verified_and_says_how_it_was_compiled(folder, tmp_
     assert metadata.details["adaptive"] == way
     assert ("limits" in metadata.details) == ("capacity" in way)
     assert export_json(report)["verify"]["choices"]["exact"] == report.agreement.exact
-    assert verify(report.onnx, Against()).passed
+    assert verify_artefact(report.onnx, Against()).passed
 
 
 def test_verify_against_the_checkpoint_counts_exact_images_and_the_error_on_the_others(folder, tmp_path):
     options = CompileOptions(adaptive=find_adaptive("conditional+capacity", 0.4), data=folder / "pictures")
-    report = export(load_network(folder / "ada.pth.tar"), tmp_path / "m.onnx", options)
-    verdict = verify(report.onnx, Against(folder / "ada.pth.tar", folder / "pictures"))
+    report = export_network(load_network(folder / "ada.pth.tar"), tmp_path / "m.onnx", options)
+    verdict = verify_artefact(report.onnx, Against(folder / "ada.pth.tar", folder / "pictures"))
     assert verdict.passed
     assert isinstance(verdict.agreement, Exactness)
     assert verdict.agreement == report.agreement

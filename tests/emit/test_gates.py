@@ -16,7 +16,7 @@ from slimc.compiler.limits import Limits, graph_decisions, limits_of
 from slimc.compiler.pipeline import compile_model, passes_for
 from slimc.emit.file import write_model
 from slimc.emit.model import emit
-from slimc.evaluate.decisions import run_deciding
+from slimc.evaluate.gate_decisions import run_deciding
 from slimc.files.reference import Reference
 from slimc.ir.interpret.model import interpret
 from slimc.passes.remove_settled_gates import Settled

@@ -21,8 +21,8 @@ from slimc.emit.precision import (
     unfit_for_half,
 )
 from slimc.errors import OptionError
+from slimc.evaluate.compare import compare_with
 from slimc.evaluate.logits import compare
-from slimc.evaluate.selections import compare_with
 from slimc.files.reference import read_reference, reference_path
 from slimc.ir import FloatArray
 from slimc.targets.target import find_target

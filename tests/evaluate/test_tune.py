@@ -32,7 +32,7 @@ def test_the_same_attentions_are_timed_every_time_alone_and_in_groups():
 def test_a_section_becomes_a_network_of_its_groups():
     model = network(Section(24, 3, ((2, 8), (1, 5))))
     validate(model)
-    target = Target("cpu", residual_in_product=True, attention_operator=True)
+    target = Target("cpu", max_heads=None, residual_in_product=True, attention_operator=True)
     names = [node.name for node in emit(model, target).graph if node.op_type in ("Attention", "Softmax")]
     assert names == [f"blocks.{i}.attn.{name}" for i in range(4) for name in ("group0.mixed", "group1.softmax")]
 
@@ -58,7 +58,8 @@ def test_times_with_noise_give_costs_that_choose_nearly_as_well():
     found, error = fit(sections(), times, 2, 2)
     assert 0.01 < error < 0.05
     widths, work = [64, 64, 55, 44, 35, 18], Section(384, 14, ()).work()
-    spent = [cost_of(partition(widths, Target("any", costs=costs), work), widths, work) for costs in (found, KNOWN)]
+    targets = [Target("any", max_heads=None, costs=costs) for costs in (found, KNOWN)]
+    spent = [cost_of(partition(widths, target, work), widths, work) for target in targets]
     assert spent[0] <= 1.03 * spent[1]
 
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from slimc import ir
-from slimc.compiler.export import export
+from slimc.compiler.export import export_network
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.compiler.pipeline import compile_model, passes_for
@@ -104,7 +104,7 @@ def test_exporting_a_damaged_file_writes_all_or_nothing(fuzzed, tmp_path):
     for seed in range(1000, 1060):
         fuzzed.path.write_bytes(damaged(fuzzed.content, seed))
         try:
-            export(load_network(fuzzed.path), directory / "model.onnx", CompileOptions())
+            export_network(load_network(fuzzed.path), directory / "model.onnx", CompileOptions())
         except UserError as error:
             assert "\n" not in str(error)
             assert snapshot(directory) == {}

@@ -75,7 +75,7 @@ def test_the_partition_is_the_cheapest_of_all_and_takes_the_fewest_groups_of_the
 
 
 def test_padding_is_weighed_against_groups():
-    target = Target("any", costs=CountedCosts(1000))
+    target = Target("any", max_heads=None, costs=CountedCosts(1000))
     assert partition([10, 10, 2, 2], target, Work(1, 1, 1)) == (4,)
     assert partition([10, 10, 2, 2], target, Work(20, 2, 2)) == (2, 2)
 

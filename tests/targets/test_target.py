@@ -5,7 +5,9 @@ import json
 import onnx
 import pytest
 
+from slimc.compiler.options import CompileOptions
 from slimc.files.metadata import read_metadata
+from slimc.targets.target import Target, find_target
 from tests.checkpoints import Recipe, small_checkpoint
 from tests.command_line import slimc
 
@@ -77,3 +79,8 @@ def test_a_tuning_that_is_none_is_one_line(command, checkpoint, tmp_path):
     assert (outcome.code, outcome.stdout, outcome.stderr.count("\n")) == (2, "", 1)
     assert "is no file that slimc tune wrote" in outcome.stderr
     assert not (tmp_path / "ckpt.onnx").exists()
+
+
+def test_the_generic_target_is_what_a_target_is_by_default():
+    assert find_target("generic") == Target("generic") == CompileOptions().target
+    assert Target("generic").max_heads == 1

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from slimc.errors import OptionError
+from slimc.evaluate.tune import write_tuning
 from slimc.targets.target import find_target, for_half_precision, without_operator
-from slimc.targets.tuning import packaged_tuning, read_tuning, write_tuning
+from slimc.targets.tuning import packaged_tuning, read_tuning
 
 SHIPPED = packaged_tuning(2)
 

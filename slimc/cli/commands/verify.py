@@ -70,8 +70,8 @@ def command(
 
 def _agreement_rows(verdicts: list[Verdict]) -> list[tuple[str, list[str]]]:
     """How far kept patches or decisions agree, where any artefact makes some."""
-    from slimc.evaluate.decisions import Exactness
-    from slimc.evaluate.selections import Agreement
+    from slimc.evaluate.gate_decisions import Exactness
+    from slimc.evaluate.kept_patches import Agreement
 
     found = [v.agreement if isinstance(v.agreement, Agreement) else None for v in verdicts]
     decided = [v.agreement if isinstance(v.agreement, Exactness) else None for v in verdicts]

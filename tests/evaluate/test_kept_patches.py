@@ -9,21 +9,14 @@ import torch
 
 from slimc.backends import ort
 from slimc.cli.results import export_json
-from slimc.compiler.export import export, verify_file
+from slimc.compiler.export import export_network, verify_file
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
 from slimc.errors import MismatchError, ModelFileError
+from slimc.evaluate.compare import compare_with
+from slimc.evaluate.kept_patches import Agreement, agree, compare_selected, equal_sets, run_given, run_selected
 from slimc.evaluate.logits import compare
-from slimc.evaluate.selections import (
-    Agreement,
-    agree,
-    compare_selected,
-    compare_with,
-    equal_sets,
-    run_given,
-    run_selected,
-)
 from slimc.files.images import seeded_images
 from slimc.files.reference import Reference, read_reference, write_reference
 from slimc.models.system import Variant
@@ -40,7 +33,7 @@ def models(tmp_path_factory) -> dict[tuple[str, str], Path]:
     for vector in VECTORS:
         for variant in INNER:
             path = directory / f"{vector.name}-{variant}.onnx"
-            export(
+            export_network(
                 load_network(vector.checkpoint, vector.options),
                 path,
                 CompileOptions(variant=variant, batch_size=3),
@@ -121,7 +114,9 @@ def test_images_of_another_size_are_refused(models):
 
 def test_a_model_without_selections_is_refused(tmp_path: Path):
     vector = VECTORS[0]
-    export(load_network(vector.checkpoint, vector.options), tmp_path / "d.onnx", CompileOptions(variant="dense"))
+    export_network(
+        load_network(vector.checkpoint, vector.options), tmp_path / "d.onnx", CompileOptions(variant="dense")
+    )
     with pytest.raises(ModelFileError, match="selects no tokens"):
         run_selected(tmp_path / "d.onnx", vector.images)
 
@@ -135,7 +130,9 @@ def test_agreement_counts_sets_not_order():
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_export_reports_the_agreement_and_ships_the_sets(vector: Vector, tmp_path: Path):
-    report = export(load_network(vector.checkpoint, vector.options), tmp_path / "m.onnx", CompileOptions(batch_size=4))
+    report = export_network(
+        load_network(vector.checkpoint, vector.options), tmp_path / "m.onnx", CompileOptions(batch_size=4)
+    )
     assert isinstance(report.agreement, Agreement)
     assert (report.agreement.equal, report.agreement.inputs) == (4, 4)
     assert export_json(report)["verify"]["choices"]["stages"] == (1.0, 1.0, 1.0)
@@ -180,7 +177,7 @@ def test_options_are_kept_apart_from_other_systems(tmp_path: Path):
     from slimc.errors import OptionError
 
     with pytest.raises(OptionError, match="--budget-attn"):
-        export(load_network(VECTORS[0].checkpoint, {"budget_attn": 0.5}), tmp_path / "m.onnx", CompileOptions())
+        export_network(load_network(VECTORS[0].checkpoint, {"budget_attn": 0.5}), tmp_path / "m.onnx", CompileOptions())
 
 
 class TestJudgedWithoutSets:
@@ -220,7 +217,7 @@ class TestJudgedWithoutSets:
 
     def test_export_ships_inputs_that_half_precision_decides_alike(self, tmp_path: Path):
         vector = VECTORS[0]
-        report = export(load_network(vector.checkpoint, vector.options), tmp_path / "m.onnx", CompileOptions())
+        report = export_network(load_network(vector.checkpoint, vector.options), tmp_path / "m.onnx", CompileOptions())
         margins = read_reference(report.reference).facts["margins"]
         assert len(margins) == 4
         searched = load_network(vector.checkpoint, vector.options)

@@ -11,16 +11,14 @@ the graph that value is made an output, to be read, or an input, to be set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from slimc.backends import ort
-from slimc.backends.base import run_images
 from slimc.errors import MismatchError, ModelFileError
-from slimc.evaluate.decisions import Exactness, compare_decided
 from slimc.evaluate.graph_values import Open, run, values_of
 from slimc.evaluate.logits import Comparison, compare
 from slimc.files.metadata import read_metadata
@@ -38,12 +36,6 @@ MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.98, "bf16": 0.94}
 Around the cut, scores lie about their spread / (0.35 N) apart: 1.5 % of it for N = 196 patches. float32 errors are 10^-4
 of that, so a patch that changes places is rare; float16's, 2^-11 a product, move one patch in every few images (99.6 % were
 the least seen at any stage of the reference networks), and bfloat16's eight times as many (97.0 %).
-"""
-
-
-DOUBT = {"fp32": 1e-4, "fp16": 3e-3, "bf16": 2.4e-2}
-"""Gap between scores, in their standard deviation, below which rounding may let two patches change places: a dozen
-roundings of the precision, or a hundred in float32, where that costs no input.
 """
 
 
@@ -72,37 +64,6 @@ class Agreement:
         """One line for people."""
         stages = ", ".join(f"{share:.1%}" for share in self.stages)
         return f"kept patches: {self.equal} of {self.inputs} inputs equal; by stage {stages}"
-
-
-Choices = Agreement | Exactness
-
-
-def compare_with(
-    path: Path, reference: Reference, tolerance: float, *, open_model: Open, precision: str, source: str
-) -> tuple[Comparison, Choices | None]:
-    """Compare the model or engine at `path`, which `open_model` loads, with a reference.
-
-    Also how far the kept patches or decisions agree, where the reference holds any and the artefact is a model. An engine
-    does not let the patches that it keeps be read: it is judged by the inputs on which they are not in doubt. Errors name
-    the artefact `source`.
-
-    Raises:
-        MismatchError, ModelFileError: see `compare_selected` and `slimc.evaluate.logits.compare`.
-    """
-    if reference.kept and path.suffix == ".onnx":
-        return compare_selected(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
-    if reference.decisions:
-        return compare_decided(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
-    judged = _beyond_doubt(reference, precision)
-    images, logits = reference.images[judged], reference.logits[judged]
-    found = compare(run_images(open_model(path), images, source), logits, tolerance)
-    return replace(found, worst_input=int(np.flatnonzero(judged)[found.worst_input])), None
-
-
-def _beyond_doubt(reference: Reference, precision: str) -> BoolArray:
-    """The inputs [n] whose selections are surer than the doubt of the precision, or the surest where none is."""
-    margins = np.asarray(reference.facts.get("margins", np.full(len(reference.images), np.inf)))
-    return np.asarray(margins >= min(DOUBT[precision], margins.max(initial=0.0)))
 
 
 def run_selected(path: Path, images: FloatArray, open_model: Open = ort.load) -> Selected:

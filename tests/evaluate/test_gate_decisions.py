@@ -9,7 +9,7 @@ from slimc.compiler.pipeline import compile_model, passes_for
 from slimc.emit.file import write_model
 from slimc.emit.model import emit
 from slimc.errors import MismatchError, ModelFileError
-from slimc.evaluate.decisions import compare_decided
+from slimc.evaluate.gate_decisions import compare_decided
 from slimc.files.reference import Reference, read_reference, write_reference
 from slimc.ir.interpret.gates import decide
 from slimc.ir.interpret.model import classify, interpret, run_block, start
@@ -64,7 +64,7 @@ def test_a_close_decision_on_the_other_side_is_given_and_the_logits_then_judged(
     released, tmp_path, quantile, monkeypatch
 ):
     """Turns one token over in the reference, and expects the logits of a network that decides so."""
-    monkeypatch.setattr("slimc.evaluate.decisions.MIN_AGREEMENT", {"fp32": 0.99})
+    monkeypatch.setattr("slimc.evaluate.gate_decisions.MIN_AGREEMENT", {"fp32": 0.99})
     _, usage = observe(released.searched, released.images)
     limits = None if quantile is None else limits_of(usage, released.searched.masked, quantile)
     path, reference = compiled(released, tmp_path, limits)

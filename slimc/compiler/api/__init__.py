@@ -1,0 +1,1 @@
+"""What `slimc` offers as a library."""

@@ -1,0 +1,174 @@
+"""The library's functions on models and engines: verify, build, time, and tune for them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from slimc.compiler.engine import EngineOptions, EngineReport, build_from_network
+from slimc.compiler.engine import build_engine as build_from_model
+from slimc.compiler.load import load_network
+from slimc.compiler.variants import BenchOptions, subjects
+from slimc.compiler.verify import Against, Verdict, verify_artefact
+from slimc.emit.precision import Precision
+from slimc.errors import OptionError
+from slimc.evaluate.latency import Measurement, check_seconds, measure
+from slimc.evaluate.progress import Progress, silent
+from slimc.models.system import Network
+
+
+def verify(
+    artefact: str | Path,
+    *,
+    against: str | Path | None = None,
+    data: str | Path | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    tolerance: float | None = None,
+    ema: bool | None = None,
+    progress: Progress = silent,
+    **options: Any,  # noqa: ANN401
+) -> Verdict:
+    """Compare a model or an engine with the PyTorch network.
+
+    Args:
+        artefact: an ONNX model or an engine that slimc made.
+        against: a checkpoint, an ONNX model or a reference (.npz); None takes the reference beside the artefact.
+        data: a folder of further images, for a checkpoint or a model to compare with.
+        backend: "auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino" or "openvino-bf16".
+        threads: of one inference on a CPU.
+        tolerance: as a share of the logits' spread; None for that of the artefact's precision.
+        ema: see `load`, where `against` is a checkpoint.
+        progress: shows what is going on.
+        options: see `load`, where `against` is a checkpoint.
+
+    Raises:
+        ModelFileError, OptionError: something cannot be used, or does not belong together.
+        MissingError: the back end or a GPU is not on this machine.
+
+    Example:
+        >>> slimc.verify("digits.onnx").passed
+        True
+    """
+    source = Against(None if against is None else Path(against), None if data is None else Path(data), options, ema)
+    path = Path(artefact)
+    with progress(f"running {path.name}"):
+        return verify_artefact(path, source, backend=backend, threads=threads, tolerance=tolerance)
+
+
+def build_engine(
+    model: str | Path | Network,
+    output: str | Path | None = None,
+    *,
+    precision: Precision = "fp32",
+    target: str | Sequence[str] | None = None,
+    backend: str = "auto",
+    fused_attention: bool = True,
+    verify: bool = True,
+    batch_size: int | None = None,
+    ema: bool | None = None,
+    progress: Progress = silent,
+    **options: Any,  # noqa: ANN401
+) -> EngineReport:
+    """Build a TensorRT or TensorRT-RTX engine, and compare it with the reference where there is a GPU.
+
+    Args:
+        model: an ONNX model that slimc wrote, a checkpoint, or what `load` returned.
+        output: the engine to write, which ends in .engine; None puts it into the current directory under the model's name.
+        precision: of matrix products: "fp32", "fp16" or "bf16".
+        target: one or several of "sm75" ... "sm121"; None takes this machine's GPU, else what the model was exported for,
+            else SM80 and newer.
+        backend: "auto", "tensorrt" (on the GPU that it is for) or "tensorrt-rtx" (for any, without one).
+        fused_attention: False keeps TensorRT from fusing attention.
+        verify: compare with the reference.
+        batch_size: images in a batch, for a checkpoint; None is 1.
+        ema: see `load`, for a checkpoint.
+        progress: shows what is going on.
+        options: see `load`, for a checkpoint.
+
+    Raises:
+        ModelFileError: the model is not slimc's, or does not build.
+        OptionError: the options contradict the model or the machine.
+        MissingError: no TensorRT, or no GPU where it needs one.
+        MismatchError: the engine computes something else than the reference says.
+
+    Example:
+        >>> built = slimc.build_engine("digits.pth", "digits.engine", precision="fp16", target="sm89")  # needs slimc[rtx]
+        >>> sum(block.fused for block in built.facts.blocks)
+        6
+    """
+    targets = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+    how = EngineOptions(backend, tuple(name.lower() for name in targets), precision, fused_attention, verify)
+    source = Path(model) if isinstance(model, (str, Path)) else model.path
+    path = Path(Path(source.name.removesuffix(".tar")).with_suffix(".engine")) if output is None else Path(output)
+    if source.suffix == ".onnx":
+        given = [*options, *(["ema"] if ema is not None else []), *(["batch_size"] if batch_size is not None else [])]
+        if given:
+            raise OptionError(
+                f"--{given[0].replace('_', '-')}: says how to compile a checkpoint; {source} is compiled already"
+            )
+        return build_from_model(source, path, how, progress=progress)
+    if isinstance(model, (str, Path)):
+        with progress(f"reading {source.name}"):
+            model = load_network(source, options, ema=ema)
+    return build_from_network(model, path, how, batch_size=batch_size or 1, progress=progress)
+
+
+def bench(
+    sources: str | Path | Iterable[str | Path],
+    *,
+    backend: str | Sequence[str] = "auto",
+    threads: int | None = None,
+    batch_size: int | Sequence[int] | None = None,
+    seconds: float = 3.0,
+    target: str | None = None,
+    tuning: str | Path | None = None,
+    precision: Precision | None = None,
+    ema: bool | None = None,
+    progress: Progress = silent,
+    **options: Any,  # noqa: ANN401
+) -> list[Measurement]:
+    """Time models, engines and checkpoints in interleaved rounds; a checkpoint as its dense, masked and slim networks.
+
+    Args:
+        sources: what to time.
+        backend: one or several: what runs them. See `verify`; for checkpoints also "tensorrt" and "tensorrt-rtx".
+        threads: of one inference on a CPU; None leaves the choice to the back end.
+        batch_size: one or several, for checkpoints; None is 1.
+        seconds: to spend on each network, warming up included.
+        target: what checkpoints are compiled for; None takes what suits the back end.
+        tuning: a file that `tune` wrote, for checkpoints.
+        precision: of checkpoints' matrix products; None is "fp32".
+        ema: see `load`, for checkpoints.
+        progress: shows what is going on.
+        options: see `load`, for checkpoints.
+
+    Returns:
+        One measurement a network, in the order of `sources`.
+
+    Raises:
+        OptionError, ModelFileError, CheckpointError: something cannot be used.
+        MissingError: a back end or a GPU is not on this machine.
+
+    Example:
+        >>> times = slimc.bench(["digits.pth"], threads=1, seconds=0.2)
+        >>> [measurement.subject.variant for measurement in times]
+        ['dense', 'masked', 'slim']
+    """
+    check_seconds(seconds)
+    how = BenchOptions(
+        backends=(backend,) if isinstance(backend, str) else tuple(backend),
+        threads=threads,
+        batch_sizes=() if batch_size is None else (batch_size,) if isinstance(batch_size, int) else tuple(batch_size),
+        target=target,
+        tuning=None if tuning is None else Path(tuning),
+        precision=precision,
+        model_options=options,
+        ema=ema,
+    )
+    paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
+    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
+        found = subjects(paths, how, Path(directory), progress)
+        return measure(found, seconds, progress=progress)
