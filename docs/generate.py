@@ -44,8 +44,8 @@ def figures_page() -> str:
     """The tables that `python -m benchmarks.run` wrote, under its pictures."""
     return f"""# Figures
 
-Made by `python -m benchmarks.run`. The [README](../index.md) quotes from here; [the glossary](../concepts/glossary.md) says what
-the columns are. Full-size checkpoints are random, with zetas like those of a real search.
+Made by `python -m benchmarks.run`; [the glossary](../concepts/glossary.md) says what the columns are. Full-size
+checkpoints are random, with zetas like those of a real search: their latencies mean something, their accuracy nothing.
 
 ![Latencies over timm's dense export](latency.png)
 
@@ -75,7 +75,7 @@ def commands_page() -> str:
     return "\n".join(lines)
 
 
-def _command(name: str, command: Any, root: Any) -> list[str]:
+def _command(name: str, command: Any, root: Any) -> list[str]:  # noqa: ANN401 - typer does not export them
     context = command.context_class(command, info_name=name, parent=root, **command.context_settings)
     usage = " ".join([f"slimc {name}", *command.collect_usage_pieces(context)])
     example = command.epilog.removeprefix("Example: ")
