@@ -94,7 +94,7 @@ def _command(name: str, command: Any, root: Any) -> list[str]:  # noqa: ANN401 -
         "",
     ]
     for title, rows in option_panels(command, context).items():
-        lines += _panel(title, rows, 3)
+        lines += _panel(title, rows, 4)
     return lines
 
 
