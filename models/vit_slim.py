@@ -79,6 +79,7 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
         scale=_scale(options.qk_scale, dim // heads),
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
         distilled=distilled,
+        channels=weights.image_channels("patch_embed.proj.weight"),
         representation=weights.shape("pre_logits.fc.weight", axes=2)[0] if "pre_logits.fc.weight" in weights else None,
     )
 
@@ -173,7 +174,7 @@ def to_ir(weights: Weights, config: VitSlimConfig, masks: Sequence[Masks]) -> ir
         tokens.append(weights.take("dist_token", (1, 1, dim))[0])
     embedding = ir.Embedding(
         patch=ir.PatchEmbed(
-            weight=weights.take("patch_embed.proj.weight", (dim, 3, *config.patch)),
+            weight=weights.take("patch_embed.proj.weight", (dim, config.channels, *config.patch)),
             bias=weights.take("patch_embed.proj.bias", (dim,)),
         ),
         prefix=np.concatenate(tokens),

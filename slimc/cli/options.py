@@ -232,6 +232,12 @@ def read_plot(
     return options
 
 
+def inputs(*paths: Path | None) -> dict[Path, None]:
+    """Those of `paths` that were given, and what describes engines, as inputs of `slimc.cli.console.Output.result`."""
+    given = [path for path in paths if path is not None]
+    return dict.fromkeys([*given, *(path.with_name(f"{path.name}.json") for path in given if path.suffix == ".engine")])
+
+
 def overwritten(paths: Iterable[Path]) -> str:
     """What to say about files that were replaced; empty where there were none."""
     names = ", ".join(path.name for path in paths)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +25,7 @@ from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, silent
 from slimc.files.metadata import read_metadata
-from slimc.files.output import check_output, replacing
+from slimc.files.output import check_output, replacing, scratch
 from slimc.files.reference import read_reference, reference_path
 from slimc.files.version import VERSION
 from slimc.models.system import Network
@@ -51,7 +50,8 @@ class EngineReport:
     `comparison` is of the engine with the reference, none for the reason `unchecked`: no GPU, no reference, or not
     wanted. `exported_for` is the target of the ONNX model. `graph_comparison` is of the half-precision graph, run by ONNX
     Runtime on the CPU before anything is built; `agreement` tells how far that graph keeps the reference's patches or
-    decides alike, where it does such things. `replaced` are files that were there before.
+    decides alike, where it does such things. `replaced` are files that were there before, `reference` is the copy of the
+    model's reference beside the engine, none where there was none to copy.
     """
 
     engine: Path
@@ -62,6 +62,7 @@ class EngineReport:
     exported_for: str
     agreement: Choices | None = None
     replaced: tuple[Path, ...] = ()
+    reference: Path | None = None
 
 
 def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
@@ -112,8 +113,8 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
     if metadata.target == "cpu":
         wanted = next(iter(targets), "sm80")
         raise OptionError(f"{model}: was exported for CPUs; an engine wants slimc export --target {wanted}")
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        typed = Path(directory) / model.name
+    with scratch() as directory:
+        typed = directory / model.name
         with progress(f"writing {model.name} in {options.precision}"):
             graph, precision, kept = _typed_model(model, typed, options)
         graph_comparison, agreement = None, None
@@ -140,8 +141,8 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
         blocks=summarise(kernels, attention_sites(graph)),
         kept_float32=kept,
     )
-    comparison, unchecked, replaced = _finish(model, output, plan, facts, options, progress)
-    return EngineReport(output, facts, comparison, unchecked, graph_comparison, metadata.target, agreement, replaced)
+    proven = EngineReport(output, facts, None, "", graph_comparison, metadata.target, agreement)
+    return _finish(model, plan, proven, options, progress)
 
 
 def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:
@@ -169,10 +170,9 @@ def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.
     return content.graph, precision, kept
 
 
-def _finish(
-    model: Path, output: Path, plan: Plan, facts: EngineFacts, options: EngineOptions, progress: Progress
-) -> tuple[Comparison | None, str, tuple[Path, ...]]:
-    """Check the plan where that can be done, and write it, its JSON and the reference together; also what was replaced."""
+def _finish(model: Path, plan: Plan, report: EngineReport, options: EngineOptions, progress: Progress) -> EngineReport:
+    """Check the plan where that can be done, and write it, its JSON and the reference together; `report`, completed."""
+    output, facts = report.engine, report.facts
     reference, copied = reference_path(model), reference_path(output)
     targets = [output, facts_path(output)]
     if reference.is_file() and reference.resolve() != copied.resolve():
@@ -188,7 +188,13 @@ def _finish(
         if not unchecked:
             with progress("comparing with the reference"):
                 comparison, _ = _check(temporary[0], reference, facts.precision, output)
-    return comparison, unchecked, replaced
+    return replace(
+        report,
+        comparison=comparison,
+        unchecked=unchecked,
+        replaced=replaced,
+        reference=copied if copied in targets else None,
+    )
 
 
 def _why_unchecked(reference: Path, options: EngineOptions, targets: tuple[str, ...]) -> str:
@@ -237,8 +243,8 @@ def build_from_network(
     check_output(output, (SUFFIX,))
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, "")
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        model = Path(directory) / f"{output.stem}.onnx"
+    with scratch() as directory:
+        model = directory / f"{output.stem}.onnx"
         how = CompileOptions(batch_size=batch_size, target=find_target((*targets, "sm80")[0]))
-        export_network(network, model, how, progress=progress)
+        export_network(network, model, how, verify=options.verify, progress=progress)
         return build_engine(model, output, options, progress=progress)

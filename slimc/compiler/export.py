@@ -16,7 +16,7 @@ from slimc.compiler.reference import make_reference, shipped_part
 from slimc.emit.file import data_path, write_model
 from slimc.emit.model import emit
 from slimc.emit.precision import to_half
-from slimc.errors import MismatchError, OptionError
+from slimc.errors import MismatchError, OptionError, OutputError
 from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, Stopwatch, silent
@@ -39,7 +39,8 @@ class ExportReport:
         agreement: how far what the model chooses agrees, where it chooses anything.
         replaced: files that were there before.
         worst_file: the image that the worst input is; none where that is a seeded one.
-        milliseconds: where the time went.
+        milliseconds: where the time went, by stage: "load", "calibrate", "passes", "check_passes", "emit" and "verify", as
+            far as there were such stages; and "total", which has what lies between them too.
     """
 
     onnx: Path
@@ -51,6 +52,11 @@ class ExportReport:
     replaced: tuple[Path, ...] = ()
     worst_file: Path | None = None
 
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that were written: the model, its weights where they lie beside it, and the reference."""
+        return tuple(path for path in (self.onnx, data_path(self.onnx), self.reference) if path.exists())
+
 
 def export_network(
     network: Network,
@@ -60,6 +66,7 @@ def export_network(
     verify: bool = True,
     check_passes: bool = False,
     compiled: Compiled | None = None,
+    watch: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Compile `network` into the ONNX model `output` and its reference, verified.
@@ -74,6 +81,7 @@ def export_network(
         check_passes: compare in float64 after every pass as well.
         compiled: the network compiled with these options, where that was done already. Without it, less memory is needed:
             weights are released as they are written.
+        watch: what has measured the stages before, such as reading the checkpoint; none where there were none.
         progress: shows what is going on.
 
     Raises:
@@ -81,11 +89,12 @@ def export_network(
         MismatchError: the ONNX model differs from the PyTorch network by more than the tolerance.
         MissingError: ONNX Runtime is not installed and verification was asked for.
     """
-    watch = Stopwatch(progress)
+    watch = watch or Stopwatch(progress)
     check_export(network.path, output, options, verify=verify, check_passes=check_passes)
     files = image_files(options.data) if options.data is not None else []
     if compiled is None:
         compiled = compile_network(network, options, check=check_passes, progress=progress)
+        watch.add(compiled.milliseconds or {})
     targets = (output, data_path(output), reference_path(output))
     replaced = tuple(path for path in targets if path.exists())
     with replacing(*targets) as (onnx_temporary, _, reference_temporary):
@@ -93,6 +102,7 @@ def export_network(
             model = emit_onnx(compiled)
             compiled = compiled.without_weights()
             write_model(model, onnx_temporary)
+            _refuse_link_to_parts(output, onnx_temporary)
             del model
             gc.collect()  # the graph's cycles
         with watch.stage("verify", "comparing with the PyTorch network") as advance:
@@ -108,11 +118,21 @@ def export_network(
         reference=reference_path(output),
         compiled=compiled,
         comparison=comparison,
-        milliseconds={**(compiled.milliseconds or {}), **watch.total()},
+        milliseconds=watch.total(),
         agreement=agreement,
         replaced=replaced,
         worst_file=None if comparison is None else reference.file_of(comparison.worst_input),
     )
+
+
+def _refuse_link_to_parts(output: Path, written: Path) -> None:
+    """Refuse a link to a model of two files: whoever opens the link looks for the weights beside it, not beside the model.
+
+    Raises:
+        OutputError: `output` is a link, and the model `written` has external data.
+    """
+    if output.is_symlink() and data_path(written).exists():
+        raise OutputError(f"{output}: is a link, and weights of over 2 GB need a second file; give {output.resolve()}")
 
 
 def check_export(

@@ -44,9 +44,10 @@ def make_reference(
     count_seeded = -(-_INPUTS // batch_size) * batch_size
     pytorch = network.pytorch("dense" if variant == "dense" else "masked")
     trace = run_plainly if variant == "dense" else network.trace
-    images = seeded_images(count_seeded, network.masked.image, SEED)
+    image, channels = network.masked.image, network.masked.embedding.channels
+    images = seeded_images(count_seeded, image, SEED, channels)
     if network.selects and variant != "dense":
-        candidates = seeded_images(_CANDIDATES * count_seeded, network.masked.image, SEED)
+        candidates = seeded_images(_CANDIDATES * count_seeded, image, SEED, channels)
         images = _surest(candidates, _run(pytorch, trace, candidates, lambda *_: None))
     if files:
         images = np.concatenate([images, load_images(files, network.masked.image, network.preprocessing)])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from slimc.backends.base import run_images
+from slimc.backends.base import image_input, run_images
 from slimc.backends.choose import open_session
 from slimc.compiler.limits import Limits
 from slimc.emit.precision import TOLERANCE
@@ -171,7 +171,8 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
     metadata = read_metadata(source)
     _same_model(artefact, source, metadata.source_sha256, metadata.variant)
     files = [] if data is None else image_files(data)
-    images = seeded_images(_INPUTS, metadata.structure.image, _SEED)
+    channels = image_input(open_session(source), str(source)).shape[1]
+    images = seeded_images(_INPUTS, metadata.structure.image, _SEED, channels)
     if files:
         images = np.concatenate([images, load_images(files, metadata.structure.image, metadata.preprocessing)])
     if decides(metadata.system):

@@ -15,9 +15,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 _CROP = 0.875
 
 
-def seeded_images(count: int, image: tuple[int, int], seed: int) -> FloatArray:
-    """Standard normal inputs [count, 3, height, width] float32, the same for the same seed."""
-    return np.random.default_rng(seed).standard_normal((count, 3, *image), np.float32)
+def seeded_images(count: int, image: tuple[int, int], seed: int, channels: int = 3) -> FloatArray:
+    """Standard normal inputs [count, channels, height, width] float32, the same for the same seed."""
+    return np.random.default_rng(seed).standard_normal((count, channels, *image), np.float32)
 
 
 def image_files(directory: Path) -> list[Path]:

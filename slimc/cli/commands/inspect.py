@@ -75,6 +75,7 @@ def command(
     """Inspect a checkpoint or a model."""
     from slimc.cli.console import Output
     from slimc.cli.inspection import Picture, inspect_checkpoint, inspect_model, inspect_usage, panels
+    from slimc.cli.results import names
 
     out = Output(json, quiet)
     compiling = {"--target": target, "--threads": threads, "--tuning": tuning}
@@ -94,7 +95,8 @@ def command(
         how = {"target": target or "generic", "threads": threads, "tuning": tuning}
         found = inspect_checkpoint(source, given.options, given.ema, how, picture, out.progress)
     written = [] if plot is None else [plot]
-    out.result("inspect", found.values, inputs={source: found.sha256}, outputs=written)
+    values = {**found.values, "replaced": names(found.replaced)}
+    out.result("inspect", values, inputs={source: found.sha256, **opt.inputs(tuning, image)}, outputs=written)
     if found.usage is not None:
         _print_usage(out, found.usage)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from slimc.emit.precision import Precision
 from slimc.errors import OptionError
 from slimc.evaluate.latency import Measurement, check_seconds, measure
 from slimc.evaluate.progress import Progress, silent
+from slimc.files.output import scratch
 from slimc.models.system import Network
 
 
@@ -169,6 +169,6 @@ def bench(
         ema=ema,
     )
     paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        found = subjects(paths, how, Path(directory), progress)
+    with scratch() as directory:
+        found = subjects(paths, how, directory, progress)
         return measure(found, seconds, progress=progress)

@@ -12,7 +12,7 @@ from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.emit.precision import Precision
 from slimc.errors import OptionError
-from slimc.evaluate.progress import Progress, silent
+from slimc.evaluate.progress import Progress, Stopwatch, silent
 from slimc.models.system import Network, Variant
 from slimc.targets.target import Target, find_target
 
@@ -134,15 +134,18 @@ def export(
         (True, 1.0)
     """
     how = _compile_options(target, threads, tuning, variant, batch_size, precision, opset, adaptive, data)
+    watch = Stopwatch(progress)
     if isinstance(network, (str, Path)):
         check_export(Path(network), Path(output), how, verify=verify, check_passes=check_passes)
-        with progress(f"reading {Path(network).name}"):
+        with watch.stage("load", f"reading {Path(network).name}"):
             network = load(network, ema=ema, **options)
     elif options or ema is not None:
         raise OptionError(
             f"{', '.join(options) or 'ema'}: say how to load a checkpoint; {network.path} is loaded already"
         )
-    return export_network(network, Path(output), how, verify=verify, check_passes=check_passes, progress=progress)
+    return export_network(
+        network, Path(output), how, verify=verify, check_passes=check_passes, watch=watch, progress=progress
+    )
 
 
 def _compile_options(
