@@ -2,13 +2,14 @@
 
 A block of `bash` is commands of slimc. One of `console` has a ``$`` before each, and what it prints below: line for line,
 but for figures that vary from run to run, with ``...`` where lines are left out. `python` runs as it stands, or as a doctest
-where it has ``>>>``. `text` is no code. Above a block may stand a comment: ``<!-- not run: WHY -->``, or
+where it has ``>>>``. `json` is JSON. `text` is no code. Above a block may stand a comment: ``<!-- not run: WHY -->``, or
 ``<!-- needs: MODULE -->``, without which module it is skipped. The blocks of a page run in order, in one directory.
 """
 
 import ast
 import doctest
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from tests.command_line import slimc
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"bash", "console", "python", "text"}
+LANGUAGES = {"bash", "console", "python", "json", "text"}
 DATA = vectors.DATA
 DIGITS = ROOT / "slimc" / "cli" / "data" / "digits.pth"
 
@@ -120,6 +121,8 @@ def test_the_code_of_a_page_runs(page, workplace):
             continue
         if module is not None and importlib.util.find_spec(module) is None:
             missing.append(f"{block.place} needs {module}")
+        elif block.language == "json":
+            json.loads(block.text)
         elif block.language == "python":
             run_python(block, names)
         else:
