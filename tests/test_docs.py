@@ -271,6 +271,17 @@ def test_every_public_name_is_on_the_page_of_the_library():
     assert set(library.__all__) <= set(re.findall(r"^::: slimc\.(?:errors\.)?(\w+)$", page, re.MULTILINE))
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_outside_of_the_site_lead_somewhere(name):
+    """Those inside are mkdocs' to check."""
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text()) if "://" not in link]
+    assert links
+    for path, _, anchor in (link.partition("#") for link in links):
+        assert (ROOT / path).exists(), path
+        headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w-]", "", each.lower().replace(" ", "-")) for each in headings}
+
+
 def test_figures_of_the_readme_are_those_of_the_results():
     """Every latency, MAC share and kernel count in the README's tables is a cell of the stored tables."""
     results = (ROOT / "benchmarks" / "results" / "results.md").read_text()
