@@ -221,10 +221,8 @@ def export(
         check_export(Path(network), Path(output), how, verify=verify, check_passes=check_passes)
         with watch.stage("load", f"reading {Path(network).name}"):
             network = load(network, ema=ema, **options)
-    elif options or ema is not None:
-        raise OptionError(
-            f"{', '.join(options) or 'ema'}: say how to load a checkpoint; {network.path} is loaded already"
-        )
+    else:
+        _refuse_loading(network, options, ema)
     return export_network(
         network, Path(output), how, verify=verify, check_passes=check_passes, watch=watch, progress=shown
     )
@@ -277,7 +275,7 @@ def build_engine(
     model: str | Path | Network,
     output: str | Path | None = None,
     *,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     target: str | Sequence[str] | None = None,
     backend: str = "auto",
     fused_attention: bool = True,
@@ -292,7 +290,7 @@ def build_engine(
     Args:
         model: an ONNX model that slimc wrote, a checkpoint, or what `load` returned.
         output: the engine to write, which ends in .engine; None puts it into the current directory under the model's name.
-        precision: of matrix products: "fp32", "fp16" or "bf16".
+        precision: of matrix products: "fp32", "fp16" or "bf16"; None takes the model's own, "fp32" for a checkpoint.
         target: one or several of "sm75" ... "sm121"; None takes this machine's GPU, else what the model was exported for,
             else SM80 and newer.
         backend: "auto", "tensorrt" (on the GPU that it is for) or "tensorrt-rtx" (for any, without one).
@@ -314,26 +312,29 @@ def build_engine(
         >>> sum(block.fused for block in built.facts.blocks)
         4
     """
-    from slimc.compiler.engine import EngineOptions, build_from_network
+    from slimc.compiler.engine import EngineOptions, build_from_network, check_engine
     from slimc.compiler.engine import build_engine as build_from_model
     from slimc.evaluate.progress import silent
+    from slimc.models.options import said
 
     targets = () if target is None else (target,) if isinstance(target, str) else tuple(target)
-    how = EngineOptions(backend, tuple(name.lower() for name in targets), precision, fused_attention, verify)
+    targets = tuple(dict.fromkeys(name.lower() for name in targets))
+    how = EngineOptions(backend, targets, precision, fused_attention, verify)
     shown = progress or silent
     source = Path(model) if isinstance(model, (str, Path)) else model.path
     path = Path(Path(source.name.removesuffix(".tar")).with_suffix(".engine")) if output is None else Path(output)
     if source.suffix == ".onnx":
-        given = [*options, *(["ema"] if ema is not None else []), *(["batch_size"] if batch_size is not None else [])]
+        given = [*said(options, ema), *(["--batch-size"] if batch_size is not None else [])]
         if given:
-            raise OptionError(
-                f"--{given[0].replace('_', '-')}: says how to compile a checkpoint; {source} is compiled already"
-            )
+            raise OptionError(f"{given[0]}: says how to compile a checkpoint; {source} is compiled already")
         return build_from_model(source, path, how, progress=shown)
     if isinstance(model, (str, Path)):
+        check_engine(path, how)
         with shown(f"reading {source.name}"):
             model = load(source, ema=ema, **options)
-    return build_from_network(model, path, how, batch_size=batch_size or 1, progress=shown)
+    else:
+        _refuse_loading(model, options, ema)
+    return build_from_network(model, path, how, batch_size=1 if batch_size is None else batch_size, progress=shown)
 
 
 def bench(
@@ -468,6 +469,13 @@ def find_target(name: str, *, threads: int | None = None, tuning: str | Path | N
     return find(name, threads=threads, tuning=None if tuning is None else Path(tuning))
 
 
+def _refuse_loading(network: Network, options: dict[str, Any], ema: bool | None) -> None:
+    if options or ema is not None:
+        raise OptionError(
+            f"{', '.join(options) or 'ema'}: say how to load a checkpoint; {network.path} is loaded already"
+        )
+
+
 def _compile_options(
     target: str | Target,
     threads: int | None,
@@ -480,13 +488,14 @@ def _compile_options(
     data: Path | None,
 ) -> CompileOptions:
     from slimc.compiler.adaptive import find_adaptive
-    from slimc.compiler.options import CompileOptions
+    from slimc.compiler.options import CompileOptions, check_measured
 
+    measured = "--tuning" if tuning is not None else "--threads" if threads is not None else None
     if isinstance(target, str):
         target = find_target(target, threads=threads, tuning=tuning)
     elif threads is not None or tuning is not None:
         raise OptionError("threads, tuning: belong to the target, which is made already; give them to find_target")
-    return CompileOptions(
+    options = CompileOptions(
         variant=variant,
         batch_size=batch_size,
         opset=opset,
@@ -495,6 +504,8 @@ def _compile_options(
         adaptive=find_adaptive(adaptive) if isinstance(adaptive, str) else adaptive,
         data=data,
     )
+    check_measured(options, measured)
+    return options
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the module has

@@ -64,33 +64,36 @@ def find_target(name: str, *, threads: int | None = None, tuning: Path | None = 
 
     Args:
         name: one of `TARGETS`.
-        threads: how many threads will run the model on a CPU; by default several.
+        threads: how many threads will run the model on a CPU; by default those of the tuning, else several.
         tuning: what ``slimc tune`` measured on the machine that will run it, instead of the table that slimc ships.
 
     Raises:
-        OptionError: there is no such target, or it is not measured; the file is no tuning.
+        OptionError: there is no such target, or it has neither threads nor a tuning; the file is no tuning, or one for
+            another number of threads.
     """
+    if name not in TARGETS:
+        raise OptionError(f"--target: {name!r} is unknown; expected one of {', '.join(TARGETS)}")
     if name == "cpu":
         return _cpu(threads, tuning)
+    if threads is not None:
+        raise OptionError(f"--threads: are those of a CPU; {name} is compiled the same for any, expected --target cpu")
     if tuning is not None:
         raise OptionError(f"--tuning: its costs are those of CPUs; {name} has none, expected --target cpu")
     if name == "generic":
         # A head to itself needs no padding: every dimension is exactly what the masks left.
         return Target(name, max_heads=1)
-    if name in _TENSOR_CORES:
-        return Target(
-            name,
-            width_multiple=8,
-            min_width=16,
-            min_heads=2,
-            key_multiple=8,
-            costs=CountedCosts(60e6),
-            spare_query_macs=math.inf,
-            bias_in_product=False,
-            stacked_groups=True,
-            biases_in_norm=True,
-        )
-    raise OptionError(f"--target: {name!r} is unknown; expected one of {', '.join(TARGETS)}")
+    return Target(
+        name,
+        width_multiple=8,
+        min_width=16,
+        min_heads=2,
+        key_multiple=8,
+        costs=CountedCosts(60e6),
+        spare_query_macs=math.inf,
+        bias_in_product=False,
+        stacked_groups=True,
+        biases_in_norm=True,
+    )
 
 
 def _cpu(threads: int | None, tuning: Path | None) -> Target:
@@ -99,6 +102,10 @@ def _cpu(threads: int | None, tuning: Path | None) -> Target:
     if threads is not None and threads < 1:
         raise OptionError(f"--threads: {threads} threads cannot run anything; expected at least 1")
     found = packaged_tuning(threads) if tuning is None else read_tuning(tuning)
+    if tuning is not None and threads not in (None, found.costs.threads):
+        raise OptionError(
+            f"--threads: {threads}, but {tuning} was measured for {found.costs.threads}; give one of them"
+        )
     return Target(
         "cpu",
         costs=found.costs,
