@@ -6,7 +6,7 @@ setting to the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -29,6 +29,12 @@ def option(help: str, *, parse: Callable[[str, str], Any] | None = None, metavar
 def flag(name: str) -> str:
     """The option of the command line for the field `name`."""
     return "--" + name.replace("_", "-")
+
+
+def said(options: Mapping[str, Any], ema: bool | None) -> list[str]:
+    """What was said about a checkpoint, as it stands on the command line: those of `options` that are not None."""
+    found = {"ema": ema, **options}
+    return [flag(f"no_{name}" if value is False else name) for name, value in found.items() if value is not None]
 
 
 def share(text: str, name: str) -> float:

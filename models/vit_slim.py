@@ -125,8 +125,10 @@ def read_budgets(path: Path, args: Mapping[str, Any], options: VitSlimOptions) -
     """Budgets from the options, else from the training arguments.
 
     Raises:
-        BudgetError: one is in neither, or is not in (0, 1].
+        BudgetError: one is in neither, or is not in (0, 1]; or `budget` is given besides one for each kind.
     """
+    if options.budget is not None and None not in (options.budget_attn, options.budget_mlp, options.budget_patch):
+        raise BudgetError("--budget: --budget-attn, --budget-mlp and --budget-patch leave nothing for it to say")
     values: dict[str, float] = {}
     for kind in ("attn", "mlp", "patch"):
         given, stored = getattr(options, f"budget_{kind}"), args.get(f"budget_{kind}")

@@ -34,11 +34,13 @@ from slimc.targets.target import find_target
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to build. No targets: this machine's GPU, else what the model was exported for, else SM80 and newer."""
+    """How to build. No targets: this machine's GPU, else what the model was exported for, else SM80 and newer. No precision:
+    that of the model.
+    """
 
     backend: str = "auto"
     targets: tuple[str, ...] = ()
-    precision: Precision = "fp32"
+    precision: Precision | None = None
     fused_attention: bool = True
     verify: bool = True
 
@@ -94,6 +96,19 @@ def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
     return tensorrt_rtx
 
 
+def check_engine(output: Path, options: EngineOptions) -> None:
+    """Find out before any work whether an engine can be written to `output` for the targets of `options`.
+
+    Raises:
+        OptionError: the suffix is not .engine, or a target is no GPU.
+        OutputError: the output cannot be written.
+    """
+    check_output(output, (SUFFIX,))
+    for target in options.targets:
+        if not target.startswith("sm"):
+            raise OptionError(f"--target: {target!r} is no GPU, which an engine is for; expected sm80, sm89, ...")
+
+
 def build_engine(model: Path, output: Path, options: EngineOptions, *, progress: Progress = silent) -> EngineReport:
     """Build the engine `output` and its JSON from the ONNX `model` that slimc wrote.
 
@@ -106,7 +121,7 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
         MissingError: no TensorRT, or no GPU where it needs one.
         MismatchError: the engine computes something else than the reference says.
     """
-    check_output(output, (SUFFIX,))
+    check_engine(output, options)
     metadata = read_metadata(model)
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, metadata.target)
@@ -115,7 +130,7 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
         raise OptionError(f"{model}: was exported for CPUs; an engine wants slimc export --target {wanted}")
     with scratch() as directory:
         typed = directory / model.name
-        with progress(f"writing {model.name} in {options.precision}"):
+        with progress(f"writing {model.name} in {options.precision or metadata.precision}"):
             graph, precision, kept = _typed_model(model, typed, options)
         graph_comparison, agreement = None, None
         if options.verify and precision != "fp32" and reference_path(model).is_file() and ort.is_installed():
@@ -159,9 +174,9 @@ def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.
     content = oir.load(model)
     precision = content.metadata_props["slimc.precision"]
     kept: dict[str, str] = {}
-    if options.precision != "fp32":
-        if precision != "fp32":
-            raise OptionError(f"--{options.precision}: {model} is {precision} already; give the float32 model")
+    if options.precision is not None and precision != "fp32":
+        raise OptionError(f"--precision {options.precision}: {model} is {precision} already; give the float32 model")
+    if options.precision is not None and options.precision != "fp32":
         kept = {weight.name: weight.reason for weight in to_half(content, options.precision)}
         precision = options.precision
     if not options.fused_attention:
@@ -240,7 +255,7 @@ def build_from_network(
     progress: Progress = silent,
 ) -> EngineReport:
     """Export `network` for the first target and build an engine from that; see `build_engine`."""
-    check_output(output, (SUFFIX,))
+    check_engine(output, options)
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, "")
     with scratch() as directory:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slimc.errors import OptionError
 from slimc.files.checkpoint import choose_weights, read_checkpoint
 from slimc.models.system import Network
 from slimc.models.systems import recognise
@@ -29,3 +30,15 @@ def load_network(path: Path, options: Mapping[str, Any] | None = None, *, ema: b
     system = recognise(checkpoint)
     checkpoint = choose_weights(checkpoint, ema, averaged=system.averaged)
     return system.load(checkpoint, system.read_options(options or {}))
+
+
+def refuse_loading(network: Network, options: Mapping[str, Any], ema: bool | None) -> None:
+    """Refuse what would say how to load a checkpoint, where `network` is loaded already.
+
+    Raises:
+        OptionError: anything was said.
+    """
+    if options or ema is not None:
+        raise OptionError(
+            f"{', '.join(options) or 'ema'}: say how to load a checkpoint; {network.path} is loaded already"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from slimc.evaluate.kept_patches import run_selected
 from slimc.evaluate.logits import Comparison
 from slimc.files.images import image_files, load_images, seeded_images
 from slimc.files.reference import Reference, read_reference, reference_path
+from slimc.models.options import said
 from slimc.models.system import Variant
 from slimc.models.systems import decides
 
@@ -112,6 +114,10 @@ def verify_artefact(
         ModelFileError, OptionError: something cannot be used, or does not belong together.
         MissingError: the back end or a GPU is not on this machine.
     """
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise OptionError(
+            f"--tolerance: {tolerance} is no share of the logits' spread; expected a number of at least 0"
+        )
     artefact = describe(path)
     reference = expected(artefact, against)
     name = open_session(path, backend, threads=threads).backend
@@ -139,10 +145,8 @@ def expected(artefact: Artefact, against: Against) -> Reference:
     """
     source = against.path
     if source is None or source.suffix in (".npz", ".onnx"):
-        said = {"ema": against.ema, **against.model_options}
-        given = [name for name, value in said.items() if value is not None]
-        if given:
-            raise OptionError(f"--{given[0].replace('_', '-')}: says how to load a checkpoint; give it with --against")
+        for option in said(against.model_options, against.ema):
+            raise OptionError(f"{option}: says how to load a checkpoint; give it with --against")
     if source is None or source.suffix == ".npz":
         if against.data is not None:
             raise OptionError(

@@ -64,7 +64,7 @@ def command(
     report = slimc.build_engine(
         model,
         output,
-        precision=opt.read_precision(precision, fp16=fp16, bf16=bf16) or "fp32",
+        precision=opt.read_precision(precision, fp16=fp16, bf16=bf16),
         target=target,
         backend=backend,
         fused_attention=fused_attention,

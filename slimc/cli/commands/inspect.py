@@ -81,6 +81,8 @@ def command(
     compiling = {"--target": target, "--threads": threads, "--tuning": tuning}
     if image is not None and plot is None:
         raise OptionError("--image: is drawn; give --plot OUT.png too")
+    if image is not None and plot_panel and "selections" not in plot_panel:
+        raise OptionError("--image: is drawn in the panel selections, which --plot-panel leaves out")
     available = panels(usage=data is not None, image=image is not None) if plot is not None else ()
     look = opt.read_plot(plot, plot_size, plot_dpi, panels=plot_panel or (), available=available)
     picture = None if plot is None or look is None else Picture(plot, look, image)
