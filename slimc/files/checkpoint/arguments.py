@@ -163,11 +163,13 @@ def _tensor(stored: Stored) -> Any:  # noqa: ANN401
 
 
 def _bfloat16(tensor: torch.Tensor) -> Any:  # noqa: ANN401
-    """Numbers of bfloat16 as the shortest that are the same in it: three digits are enough for most, four for all."""
+    """Numbers of bfloat16 as the shortest that are the same in it; four digits are enough for all."""
     import numpy as np
     import torch
 
-    wide = tensor.to(torch.float64).numpy()
-    short = np.vectorize(lambda number: float(f"{number:.3g}"), otypes=["f8"])(wide) if wide.size else wide
-    same = torch.from_numpy(np.asarray(short)).to(torch.bfloat16) == tensor
-    return np.where(same.numpy(), short, wide).tolist()
+    plain = tensor.to(torch.float64).numpy().copy()
+    for digits in (4, 3, 2, 1):
+        short = np.array([float(f"{number:.{digits}g}") for number in plain.flat]).reshape(plain.shape)
+        same = (torch.from_numpy(short).to(torch.bfloat16) == tensor).numpy()
+        plain = np.where(same, short, plain)
+    return plain.tolist()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,16 +34,7 @@ def read_zip(path: Path) -> object:
         UnreadableError: the archive is damaged, or holds something else.
     """
     members = _members(path)
-    # The folder that holds everything is called as the file was when it was saved.
-    pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
-    if not pickles:
-        raise _other_archive(members)
-    root = min(pickles, key=len).removesuffix("data.pkl")
-    if f"{root}constants.pkl" in members:
-        raise ForeignError(
-            "a TorchScript archive, whose code slimc does not run",
-            "save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
-        )
+    root = _root(members)
     storages = {
         name.removeprefix(f"{root}data/"): place for name, place in members.items() if name.startswith(f"{root}data/")
     }
@@ -153,6 +144,7 @@ def _members(path: Path) -> Mapping[str, tuple[int, int]]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
+            _root([info.filename for info in infos])
             if any(info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size for info in infos):
                 raise ForeignError("a compressed zip archive, which torch.save does not write", "unpack it")
             # Members that overlap would take any time to check.
@@ -177,7 +169,25 @@ def _start(file: Any, info: zipfile.ZipInfo) -> int:  # noqa: ANN401 - a binary 
     return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
-def _other_archive(members: Mapping[str, tuple[int, int]]) -> ForeignError:
+def _root(members: Collection[str]) -> str:
+    """The folder that holds everything, which is called as the file was when it was saved.
+
+    Raises:
+        ForeignError: it is an archive of something else than torch.save.
+    """
+    pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not pickles:
+        raise _other_archive(members)
+    root = min(pickles, key=len).removesuffix("data.pkl")
+    if f"{root}constants.pkl" in members:
+        raise ForeignError(
+            "a TorchScript archive, whose code slimc does not run",
+            "save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
+        )
+    return root
+
+
+def _other_archive(members: Collection[str]) -> ForeignError:
     if members and all(name.endswith(".npy") for name in members):
         return ForeignError("a NumPy archive (.npz)", "load it where it comes from, and torch.save it")
     if "model.weights.h5" in members:
