@@ -77,8 +77,12 @@ def head_effect(text: str, name: str) -> HeadEffect:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Options of every system: geometry that the shapes of the weights may leave open."""
+    """Options of every system: which weights to take, and geometry that their shapes may leave open."""
 
+    state_key: str | None = option(
+        "Which weights, where the file has several: the names that lead to them, such as state_dict.student.",
+        metavar="PATH",
+    )
     img_size: tuple[int, int] | None = option("Image height and width in pixels.", metavar="H W")
     num_heads: int | None = option("Heads of an attention, where the checkpoint cannot tell.")
 
