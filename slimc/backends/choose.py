@@ -21,8 +21,10 @@ BACKENDS = (
 )
 
 
-def open_session(path: Path, backend: str = "auto", *, threads: int | None = None) -> Session:
+def open_session(path: Path, backend: str = "auto", *, threads: int | None = None, rounded: bool = False) -> Session:
     """Load the ONNX model or engine at `path`; ``auto`` is ONNX Runtime's CPU, or the library the engine is of.
+
+    With `rounded`, ONNX Runtime's CPU rounds what a model stores in half precision, as a device that has it does.
 
     Raises:
         MissingError: the back end, or a GPU it needs, is not on this machine.
@@ -46,7 +48,7 @@ def open_session(path: Path, backend: str = "auto", *, threads: int | None = Non
     from slimc.backends import ort
 
     providers: dict[str, ort.Provider] = {"onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}
-    return ort.load(path, provider=providers.get(backend, "cpu"), threads=threads)
+    return ort.load(path, provider=providers.get(backend, "cpu"), threads=threads, rounded=rounded)
 
 
 def _open_engine(path: Path, backend: str) -> Session:

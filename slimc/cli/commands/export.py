@@ -92,7 +92,9 @@ def command(
         "export", export_json(report), inputs={checkpoint: network.sha256}, outputs=(report.onnx, report.reference)
     )
     _print_report(out, report)
-    for warning in network.warnings:
+    for name, reason in report.kept_float32.items():
+        out.warn(f"{name} stays float32: {reason}")
+    for warning in (*network.warnings, *report.warnings):
         out.warn(warning)
 
 
