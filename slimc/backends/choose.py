@@ -26,8 +26,10 @@ def runs_on_cpu(path: Path, backend: str) -> bool:
     return path.suffix != ".engine" and (backend in ("auto", "onnxruntime") or backend.startswith("openvino"))
 
 
-def open_session(path: Path, backend: str = "auto", *, threads: int | None = None) -> Session:
+def open_session(path: Path, backend: str = "auto", *, threads: int | None = None, rounded: bool = False) -> Session:
     """Load the ONNX model or engine at `path`; ``auto`` is ONNX Runtime's CPU, or the library the engine is of.
+
+    With `rounded`, ONNX Runtime's CPU rounds what a model stores in half precision, as a device that has it does.
 
     Raises:
         MissingError: the back end, or a GPU it needs, is not on this machine.
@@ -53,7 +55,7 @@ def open_session(path: Path, backend: str = "auto", *, threads: int | None = Non
     from slimc.backends import ort
 
     providers: dict[str, ort.Provider] = {"onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}
-    return ort.load(path, provider=providers.get(backend, "cpu"), threads=threads)
+    return ort.load(path, provider=providers.get(backend, "cpu"), threads=threads, rounded=rounded)
 
 
 def _open_engine(path: Path, backend: str) -> Session:

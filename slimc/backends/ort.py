@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,7 +73,14 @@ def is_installed() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, pinned: bool = False) -> OrtSession:
+def load(
+    path: Path,
+    *,
+    provider: Provider = "cpu",
+    threads: int | None = None,
+    pinned: bool = False,
+    rounded: bool = False,
+) -> OrtSession:
     """Load the ONNX model at `path`.
 
     Args:
@@ -81,6 +89,8 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, 
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
         pinned: for measuring several sessions in one process: threads that wait for work sleep, and workers keep to
             the cores behind the first that this thread may use, one each.
+        rounded: on the CPU, for judging: round every result that the model stores in half precision to that, which
+            ONNX Runtime skips in float16 (`slimc.emit.rounding`). Slower, so not for measuring.
 
     Raises:
         MissingError: onnxruntime or the provider is not on this machine.
@@ -100,8 +110,10 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, 
             numbers = ";".join(str(core + 1) for core in workers)
             options.add_session_config_entry("session.intra_op_thread_affinities", numbers)
     providers = [(_PROVIDERS[name], _OPTIONS.get(name, {})) for name in _chain(provider)]
+    rounded = rounded and provider == "cpu"
     try:
-        session = _session(onnxruntime, path, options, providers)
+        open_session = _rounding_session if rounded else _session
+        session = open_session(onnxruntime, path, options, providers)
     except Exception as error:  # its exceptions share no base below Exception
         raise ModelFileError(f"{path}: {too_old(path, onnxruntime.__version__) or refusal(error)}") from None
     if _PROVIDERS[provider] not in session.get_providers():
@@ -109,7 +121,7 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, 
             f"onnxruntime: {_PROVIDERS[provider]} is there but does not start; is there a GPU and its driver?"
         )
     return OrtSession(
-        backend=f"onnxruntime {onnxruntime.__version__} {provider}",
+        backend=f"onnxruntime {onnxruntime.__version__} {provider}{', half precision rounded' if rounded else ''}",
         inputs=tuple(_spec(path, node) for node in session.get_inputs()),
         outputs=tuple(_spec(path, node) for node in session.get_outputs()),
         provider=provider,
@@ -124,13 +136,22 @@ def _session(onnxruntime: Any, path: Path, options: Any, providers: list[tuple[s
     except Exception as error:
         if type(error).__name__ != "NotImplemented":
             raise
-        import onnx_ir
+        return _rounding_session(onnxruntime, path, options, providers)
 
-        from slimc.emit.precision import compute_in_float32
 
-        model = onnx_ir.load(path)
-        compute_in_float32(model)
-        return onnxruntime.InferenceSession(onnx_ir.to_proto(model).SerializeToString(), options, providers=providers)
+def _rounding_session(onnxruntime: Any, path: Path, options: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:  # noqa: ANN401
+    """A session that computes in float32 and rounds what the model stores in half precision."""
+    import onnx_ir
+
+    from slimc.emit.file import save
+    from slimc.emit.rounding import round_results
+
+    model = onnx_ir.load(path)
+    round_results(model)
+    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
+        file = Path(directory) / "rounding.onnx"
+        save(model, file)
+        return onnxruntime.InferenceSession(file, options, providers=providers)
 
 
 def _chain(provider: Provider) -> tuple[Provider, ...]:

@@ -82,14 +82,17 @@ def names(paths: Sequence[Path]) -> list[str]:
 def export_json(report: ExportReport) -> dict[str, Any]:
     """``slimc export``."""
     compiled = report.compiled
+    values = compiled_json(compiled)
+    values["warnings"] += report.warnings
     return {
-        **compiled_json(compiled),
+        **values,
         "data": None if compiled.options.data is None else str(compiled.options.data),
         "onnx": str(report.onnx),
         "reference": str(report.reference),
         "replaced": names(report.replaced),
         "verify": comparison_json(report.comparison, report.agreement),
         "worst_file": None if report.worst_file is None else str(report.worst_file),
+        "kept_float32": dict(report.kept_float32),
         "passes": None if compiled.pass_errors is None else dict(compiled.pass_errors),
         "ms": dict(report.milliseconds),
     }
@@ -139,6 +142,7 @@ def engine_json(report: EngineReport) -> dict[str, Any]:
         "verify": comparison_json(report.comparison),
         "verify_graph": comparison_json(report.graph_comparison, report.agreement),
         "unchecked": report.unchecked or None,
+        "warnings": list(report.warnings),
     }
 
 

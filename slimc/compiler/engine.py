@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,11 +18,12 @@ from slimc.backends.engine_file import SUFFIX, EngineFacts, facts_path, write_fa
 from slimc.backends.fusion import Kernel, attention_sites, summarise
 from slimc.backends.tensorrt_common import Plan, library_version
 from slimc.compiler.export import export_network
+from slimc.compiler.half import Narrowed, narrow
 from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
-from slimc.emit.precision import TOLERANCE, Precision, break_attention_fusion, to_half
+from slimc.emit.precision import TOLERANCE, Precision, break_attention_fusion
 from slimc.errors import MismatchError, MissingError, OptionError
-from slimc.evaluate.compare import Choices, compare_with
+from slimc.evaluate.compare import Choices, compare_with, not_written
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, silent
 from slimc.files.metadata import read_metadata
@@ -51,9 +53,10 @@ class EngineReport:
 
     `comparison` is of the engine with the reference, none for the reason `unchecked`: no GPU, no reference, or not
     wanted. `exported_for` is the target of the ONNX model. `graph_comparison` is of the half-precision graph, run by ONNX
-    Runtime on the CPU before anything is built; `agreement` tells how far that graph keeps the reference's patches or
-    decides alike, where it does such things. `replaced` are files that were there before, `reference` is the copy of the
-    model's reference beside the engine, none where there was none to copy.
+    Runtime on the CPU before anything is built, every half-precision result rounded; `agreement` tells how far that graph
+    keeps the reference's patches or decides alike, where it does such things. `replaced` are files that were there before,
+    `reference` is the copy of the model's reference beside the engine, none where there was none to copy, and `warnings` say
+    what was not found out.
     """
 
     engine: Path
@@ -65,6 +68,7 @@ class EngineReport:
     agreement: Choices | None = None
     replaced: tuple[Path, ...] = ()
     reference: Path | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
@@ -131,7 +135,7 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
     with scratch() as directory:
         typed = directory / model.name
         with progress(f"writing {model.name} in {options.precision or metadata.precision}"):
-            graph, precision, kept = _typed_model(model, typed, options)
+            graph, precision, narrowed = _typed_model(model, typed, options)
         graph_comparison, agreement = None, None
         if options.verify and precision != "fp32" and reference_path(model).is_file() and ort.is_installed():
             with progress("comparing the graph with the reference"):
@@ -154,9 +158,11 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
         outputs=plan.outputs,
         kernels=kernels,
         blocks=summarise(kernels, attention_sites(graph)),
-        kept_float32=kept,
+        kept_float32=narrowed.kept,
     )
-    proven = EngineReport(output, facts, None, "", graph_comparison, metadata.target, agreement)
+    proven = EngineReport(
+        output, facts, None, "", graph_comparison, metadata.target, agreement, warnings=narrowed.warnings
+    )
     return _finish(model, plan, proven, options, progress)
 
 
@@ -169,20 +175,25 @@ def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:
     return (exported_for,) if exported_for in known else ()
 
 
-def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.Graph, str, dict[str, str]]:
-    """Write `model` in the wanted precision to `typed`; also its graph, the precision and the weights kept float32."""
+def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.Graph, str, Narrowed]:
+    """Write `model` in the wanted precision to `typed`; also its graph, the precision and what stays float32.
+
+    How large values get is measured on the inputs of the reference beside `model`, where there is one.
+    """
     content = oir.load(model)
     precision = content.metadata_props["slimc.precision"]
-    kept: dict[str, str] = {}
+    narrowed = Narrowed({})
     if options.precision is not None and precision != "fp32":
         raise OptionError(f"--precision {options.precision}: {model} is {precision} already; give the float32 model")
     if options.precision is not None and options.precision != "fp32":
-        kept = {weight.name: weight.reason for weight in to_half(content, options.precision)}
+        beside = reference_path(model)
+        images = read_reference(beside).images if beside.is_file() else None
+        narrowed = narrow(content, options.precision, images)
         precision = options.precision
     if not options.fused_attention:
         break_attention_fusion(content.graph)
     write_model(content, typed)
-    return content.graph, precision, kept
+    return content.graph, precision, narrowed
 
 
 def _finish(model: Path, plan: Plan, report: EngineReport, options: EngineOptions, progress: Progress) -> EngineReport:
@@ -225,14 +236,15 @@ def _why_unchecked(reference: Path, options: EngineOptions, targets: tuple[str, 
 
 def _check(artefact: Path, reference: Path, precision: str, output: Path) -> tuple[Comparison, Choices | None]:
     """Compare an engine, or the graph that it is to be built from, with the reference."""
-    found, agreement = compare_with(
-        artefact,
-        read_reference(reference),
-        TOLERANCE[precision],
-        open_model=open_session,
-        precision=precision,
-        source=str(output),
-    )
+    with not_written(output):
+        found, agreement = compare_with(
+            artefact,
+            read_reference(reference),
+            TOLERANCE[precision],
+            open_model=partial(open_session, rounded=precision != "fp32"),
+            precision=precision,
+            source=str(output),
+        )
     if not found.passed:
         kind, hint = ("engine", "; try --no-fused-attention") if artefact.suffix == SUFFIX else ("graph", "")
         raise MismatchError(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as oir
 
 from slimc.backends import ort
 from slimc.compiler.compile import Compiled, compile_network
+from slimc.compiler.half import narrow
 from slimc.compiler.options import CompileOptions, check_options
 from slimc.compiler.reference import make_reference, shipped_part
 from slimc.emit.file import data_path, write_model
 from slimc.emit.model import emit
-from slimc.emit.precision import to_half
 from slimc.errors import MismatchError, OptionError, OutputError
-from slimc.evaluate.compare import Choices, compare_with
+from slimc.evaluate.compare import Choices, compare_with, not_written
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, Stopwatch, silent
 from slimc.files.images import image_files
@@ -41,6 +42,8 @@ class ExportReport:
         worst_file: the image that the worst input is; none where that is a seeded one.
         milliseconds: where the time went, by stage: "load", "calibrate", "passes", "check_passes", "emit" and "verify", as
             far as there were such stages; and "total", which has what lies between them too.
+        kept_float32: what half precision could not hold and why, by the name of the weight or product.
+        warnings: what was not found out.
     """
 
     onnx: Path
@@ -51,6 +54,8 @@ class ExportReport:
     agreement: Choices | None = None
     replaced: tuple[Path, ...] = ()
     worst_file: Path | None = None
+    kept_float32: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -97,18 +102,26 @@ def export_network(
         watch.add(compiled.milliseconds or {})
     targets = (output, data_path(output), reference_path(output))
     replaced = tuple(path for path in targets if path.exists())
+    refer = partial(
+        make_reference, network, options.variant, options.batch_size, options.tolerance, files, compiled.limits
+    )
+    reference: Reference | None = None
     with replacing(*targets) as (onnx_temporary, _, reference_temporary):
+        if (
+            options.precision != "fp32"
+        ):  # its inputs show how large values get; else weights are released before it runs
+            with watch.stage("verify", "running the PyTorch network") as advance:
+                reference = refer(advance)
         with watch.stage("emit", f"writing {output.name}"):
             model = emit_onnx(compiled)
             compiled = compiled.without_weights()
+            narrowed = narrow(model, options.precision, None if reference is None else reference.images)
             write_model(model, onnx_temporary)
             _refuse_link_to_parts(output, onnx_temporary)
             del model
             gc.collect()  # the graph's cycles
         with watch.stage("verify", "comparing with the PyTorch network") as advance:
-            reference = make_reference(
-                network, options.variant, options.batch_size, options.tolerance, files, compiled.limits, advance
-            )
+            reference = refer(advance) if reference is None else reference
             comparison, agreement = None, None
             if verify:
                 comparison, agreement = verify_file(onnx_temporary, reference, options, output)
@@ -122,6 +135,8 @@ def export_network(
         agreement=agreement,
         replaced=replaced,
         worst_file=None if comparison is None else reference.file_of(comparison.worst_input),
+        kept_float32=narrowed.kept,
+        warnings=narrowed.warnings,
     )
 
 
@@ -158,7 +173,7 @@ def check_export(
 
 
 def emit_onnx(compiled: Compiled) -> oir.Model:
-    """The compiled model as ONNX, with its metadata."""
+    """The compiled model as ONNX in float32, with its metadata."""
     options = compiled.options
     model = emit(
         compiled.model,
@@ -170,8 +185,6 @@ def emit_onnx(compiled: Compiled) -> oir.Model:
     metadata = _metadata(compiled)
     model.metadata_props.update(to_props(metadata))
     model.producer_version = metadata.version
-    if options.precision != "fp32":
-        to_half(model, options.precision)
     return model
 
 
@@ -203,14 +216,17 @@ def verify_file(
 ) -> tuple[Comparison, Choices | None]:
     """Compare the ONNX model at `path`, which is to become `output`, with `reference` in ONNX Runtime.
 
-    Also how far what it chooses agrees, where it selects patches or decides what runs.
+    What the model stores in half precision is rounded to that. Tells also how far what it chooses agrees, where it selects
+    patches or decides what runs.
 
     Raises:
         MismatchError: they differ by more than the tolerance.
     """
-    found, agreement = compare_with(
-        path, reference, options.tolerance, open_model=ort.load, precision=options.precision, source=str(output)
-    )
+    opener = partial(ort.load, rounded=options.precision != "fp32")
+    with not_written(output):
+        found, agreement = compare_with(
+            path, reference, options.tolerance, open_model=opener, precision=options.precision, source=str(output)
+        )
     if not found.passed:
         worst = reference.file_of(found.worst_input) or f"input {found.worst_input}"
         raise MismatchError(

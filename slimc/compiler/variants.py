@@ -12,6 +12,7 @@ from slimc.backends.choose import open_session, runs_on_cpu
 from slimc.compiler.compile import compile_network
 from slimc.compiler.engine import EngineOptions, build_engine
 from slimc.compiler.export import emit_onnx
+from slimc.compiler.half import narrow
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions, check_measured
 from slimc.emit.file import write_model
@@ -197,7 +198,9 @@ def _compiled(
     compiled = compile_network(network, how)
     macs = None if network.system.decides else compiled.slim.macs
     if not model.exists():
-        write_model(emit_onnx(compiled), model)
+        emitted = emit_onnx(compiled)
+        narrow(emitted, written, None)
+        write_model(emitted, model)
     if not builds:
         return model, macs
     engine = model.with_suffix(".engine")

@@ -23,7 +23,7 @@ T2T = replace(gated.SMALL, image=(48, 48), patch=(16, 16), token_dim=6, random_f
 
 
 def vit_slim(channels: int) -> Network:
-    checkpoint = read_checkpoint(vectors.DATA / "vitslim-a-channel-0.7" / "checkpoint.pth")
+    checkpoint = read_checkpoint(vectors.DATA / "vitslim-a-channel-0.7" / "checkpoint.pth", recognises)
     key = "patch_embed.proj.weight"
     weight = torch.cat([checkpoint.state[key]] * 2, 1)[:, :channels].clone()
     return VitSlim().load(replace(checkpoint, state={**checkpoint.state, key: weight}), VitSlimOptions())

@@ -115,6 +115,8 @@ def _print_report(out: Output, report: EngineReport) -> None:
     _print_lost(out, report)
     for name, reason in facts.kept_float32.items():
         out.warn(f"{name} stays float32: {reason}")
+    for warning in report.warnings:
+        out.warn(warning)
     graph = report.graph_comparison
     if graph is not None:
         out.print(
