@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ACCEPTED = "a .pth, .pth.tar, .pt or .safetensors checkpoint"
 _STATE_KEYS = ("model", "state_dict")
+_CONFIG_KEYS = ("pretrained_cfg", "default_cfg")
 _EMA_KEYS = ("model_ema", "state_dict_ema", "ema", "ema_state_dict")
 
 
@@ -202,10 +203,13 @@ def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The training arguments, and among them timm's configuration, where the file has one beside them."""
     args = content.get("args")
     if isinstance(args, argparse.Namespace):
         args = vars(args)
-    return {key: value for key, value in args.items() if isinstance(key, str)} if isinstance(args, Mapping) else {}
+    found = {key: value for key, value in args.items() if isinstance(key, str)} if isinstance(args, Mapping) else {}
+    configs = {key: content[key] for key in _CONFIG_KEYS if isinstance(content.get(key), Mapping)}
+    return {**configs, **found}
 
 
 def _first_line(error: Exception) -> str:
