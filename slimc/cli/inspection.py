@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimc.evaluate.progress import Progress
     from slimc.files.metadata import Metadata
     from slimc.files.structure import Structure
+    from slimc.ir.preprocessing import Preprocessing
     from slimc.models.system import Network
     from slimc.report.drawing import PlotOptions
     from slimc.report.gate_usage import UsageReport
@@ -35,6 +36,7 @@ class Inspection:
         structure: layer by layer.
         dense: parameters and MACs with every mask at one.
         slim: those that are left.
+        preprocessing: how images become inputs.
         sha256: of the checkpoint, where it is known.
         usage: how often the parts of a network that decides by image are used, where that was asked for.
         warnings: what a user should know.
@@ -48,6 +50,7 @@ class Inspection:
     structure: Structure
     dense: Counts
     slim: Counts
+    preprocessing: Preprocessing
     sha256: str | None = None
     usage: UsageReport | None = None
     warnings: tuple[str, ...] = ()
@@ -97,6 +100,7 @@ def inspect_checkpoint(
         structure=compiled.structure,
         dense=compiled.dense,
         slim=compiled.slim,
+        preprocessing=network.preprocessing,
         sha256=network.sha256,
         warnings=network.warnings,
         replaced=_existing(picture),
@@ -107,6 +111,8 @@ def inspect_checkpoint(
 
 def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> Inspection:
     """An ONNX model, by what it says about itself."""
+    from slimc.files.metadata import preprocessing_json
+
     metadata = slimc.read_metadata(source)
     kept = None if picture is None or picture.image is None else _kept_by_model(source, metadata, picture.image)
     system = find_system(metadata.system)
@@ -118,6 +124,7 @@ def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> 
         "settings": dict(metadata.settings),
         "adaptive": metadata.details.get("adaptive"),
         "limits": metadata.details.get("limits"),
+        "preprocessing": preprocessing_json(metadata.preprocessing, metadata.structure.image),
         "warnings": [],
         **counts_json(metadata.dense, metadata.slim),
         **_kept_json(kept),
@@ -132,6 +139,7 @@ def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> 
         structure=metadata.structure,
         dense=metadata.dense,
         slim=metadata.slim,
+        preprocessing=metadata.preprocessing,
         replaced=_existing(picture),
     )
     _draw(found, source, picture, kept, progress)
@@ -152,12 +160,13 @@ def inspect_usage(
         OptionError: it decides nothing, is a model, or there are no images.
     """
     from slimc.compiler.adaptive import observe
-    from slimc.files.images import image_files
+    from slimc.files.images import readable_images
+    from slimc.files.metadata import preprocessing_json
     from slimc.report.gate_usage import report
 
     if source.suffix == ".onnx":
         raise OptionError(f"--data: {source} is a model; expected an AdaViT checkpoint")
-    files = image_files(data)
+    files = readable_images(data)
     with progress(f"reading {source.name}"):
         network = slimc.load(source, ema=ema, **options)
     if not network.system.decides:
@@ -173,7 +182,14 @@ def inspect_usage(
         with progress("drawing"):
             plot_usage(found, network.masked.grid, source.name, picture.path, picture.look)
     macs = {"dense": found.macs_dense, "mean": found.mean_macs, "quantiles": found.quantiles}
-    values = {"system": network.system.name, "settings": dict(network.settings), **asdict(found), "macs": macs}
+    values = {
+        "system": network.system.name,
+        "settings": dict(network.settings),
+        "preprocessing": preprocessing_json(network.preprocessing, network.masked.image),
+        "warnings": list(network.warnings),
+        **asdict(found),
+        "macs": macs,
+    }
     return Inspection(
         values=values,
         title=network.system.title,
@@ -182,8 +198,10 @@ def inspect_usage(
         structure=compiled.structure,
         dense=compiled.dense,
         slim=compiled.slim,
+        preprocessing=network.preprocessing,
         sha256=network.sha256,
         usage=found,
+        warnings=network.warnings,
         replaced=replaced,
     )
 
