@@ -20,11 +20,11 @@ from slimc import ir
 from slimc.errors import CheckpointError, OptionError
 from slimc.files.checkpoint import Checkpoint
 from slimc.ir.gate_usage import BlockUsage, Usage
-from slimc.ir.preprocessing import Preprocessing
 from slimc.models import ada_vit_flags as flags
 from slimc.models.ada_vit_network import TOKEN_THRESHOLD, AdaptiveVisionTransformer, AdaVitConfig
 from slimc.models.geometry import image_size
 from slimc.models.options import AdaVitOptions
+from slimc.models.preprocessing import input_size, read_preprocessing
 from slimc.models.system import Network, System, Trace, Variant
 from slimc.models.t2t_network import SPLITS
 from slimc.models.weights import Weights
@@ -43,15 +43,17 @@ def load(checkpoint: Checkpoint, options: AdaVitOptions, system: System) -> Netw
     config = read_config(weights, checkpoint.path, checkpoint.args, options)
     masked = to_ir(weights, config)
     weights.finish()
+    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options, channels=config.channels)
     return Network(
         system=system,
         path=checkpoint.path,
         sha256=checkpoint.sha256,
         masked=masked,
         dense=without_gates(masked),
-        preprocessing=Preprocessing(),
+        preprocessing=preprocessing,
         pytorch=lambda variant: build_network(checkpoint, config, variant),
         trace=trace,
+        warnings=warnings,
         settings={
             "heads_from": config.heads_from,
             "branches_from": config.branches_from,
@@ -80,7 +82,7 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
     patches = weights.shape("pos_embed", axes=3)[1] - 1
     last = f"blocks.{depth - 1}"
     return AdaVitConfig(
-        image=image_size(patches, patch, args.get("img_size"), options.img_size),
+        image=image_size(patches, patch, input_size(args), options.img_size),
         patch=patch,
         dim=dim,
         depth=depth,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from slimc.backends import cores
 from slimc.backends.base import Array, TensorSpec, Timer, Timing
 from slimc.errors import MissingError, ModelFileError
+from slimc.files.output import scratch
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -148,8 +148,8 @@ def _rounding_session(onnxruntime: Any, path: Path, options: Any, providers: lis
 
     model = onnx_ir.load(path)
     round_results(model)
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        file = Path(directory) / "rounding.onnx"
+    with scratch() as directory:
+        file = directory / "rounding.onnx"
         save(model, file)
         return onnxruntime.InferenceSession(file, options, providers=providers)
 

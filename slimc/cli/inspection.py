@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimc.evaluate.progress import Progress
     from slimc.files.metadata import Metadata
     from slimc.files.structure import Structure
+    from slimc.ir.preprocessing import Preprocessing
     from slimc.models.system import Network
     from slimc.report.drawing import PlotOptions
     from slimc.report.gate_usage import UsageReport
@@ -35,6 +36,7 @@ class Inspection:
         structure: layer by layer.
         dense: parameters and MACs with every mask at one.
         slim: those that are left.
+        preprocessing: how images become inputs.
         sha256: of the checkpoint, where it is known.
         usage: how often the parts of a network that decides by image are used, where that was asked for.
         warnings: what a user should know.
@@ -48,6 +50,7 @@ class Inspection:
     structure: Structure
     dense: Counts
     slim: Counts
+    preprocessing: Preprocessing
     sha256: str | None = None
     usage: UsageReport | None = None
     warnings: tuple[str, ...] = ()
@@ -98,6 +101,7 @@ def inspect_checkpoint(
         structure=compiled.structure,
         dense=compiled.dense,
         slim=compiled.slim,
+        preprocessing=network.preprocessing,
         sha256=network.sha256,
         warnings=network.warnings,
         replaced=_existing(picture),
@@ -108,6 +112,8 @@ def inspect_checkpoint(
 
 def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> Inspection:
     """An ONNX model, by what it says about itself."""
+    from slimc.files.metadata import preprocessing_json
+
     metadata = slimc.read_metadata(source)
     kept = None if picture is None or picture.image is None else _kept_by_model(source, metadata, picture.image)
     system = find_system(metadata.system)
@@ -120,6 +126,7 @@ def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> 
         "settings": dict(metadata.settings),
         "details": {name: value for name, value in metadata.details.items() if name not in compiling},
         **{name: metadata.details.get(name) for name in compiling},
+        "preprocessing": preprocessing_json(metadata.preprocessing, metadata.structure.image),
         "warnings": [],
         **counts_json(metadata.dense, metadata.slim),
         **_kept_json(kept),
@@ -134,6 +141,7 @@ def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> 
         structure=metadata.structure,
         dense=metadata.dense,
         slim=metadata.slim,
+        preprocessing=metadata.preprocessing,
         replaced=_existing(picture),
     )
     _draw(found, source, picture, kept, progress)
@@ -154,12 +162,13 @@ def inspect_usage(
         OptionError: it decides nothing, is a model, or there are no images.
     """
     from slimc.compiler.adaptive import observe
-    from slimc.files.images import image_files
+    from slimc.files.images import readable_images
+    from slimc.files.metadata import preprocessing_json
     from slimc.report.gate_usage import report
 
     if source.suffix == ".onnx":
         raise OptionError(f"--data: {source} is a model; expected an AdaViT checkpoint")
-    files = image_files(data)
+    files = readable_images(data)
     with progress(f"reading {source.name}"):
         network = slimc.load(source, ema=ema, **options)
     if not network.system.decides:
@@ -184,6 +193,7 @@ def inspect_usage(
         "macs": {"dense": found.macs_dense, "mean": found.mean_macs, "quantiles": found.quantiles},
         "blocks": [asdict(block) for block in found.blocks],
         "warnings": list(network.warnings),
+        "preprocessing": preprocessing_json(network.preprocessing, network.masked.image),
     }
     return Inspection(
         values=values,
@@ -193,6 +203,7 @@ def inspect_usage(
         structure=compiled.structure,
         dense=compiled.dense,
         slim=compiled.slim,
+        preprocessing=network.preprocessing,
         sha256=network.sha256,
         usage=found,
         warnings=network.warnings,

@@ -33,6 +33,8 @@ def counts_json(dense: Counts, slim: Counts) -> dict[str, Any]:
 
 def compiled_json(compiled: Compiled) -> dict[str, Any]:
     """What was compiled, and how."""
+    from slimc.files.metadata import preprocessing_json
+
     network, options = compiled.network, compiled.options
     return {
         "system": network.system.name,
@@ -45,6 +47,7 @@ def compiled_json(compiled: Compiled) -> dict[str, Any]:
         "tuned": options.effective_target.tuned or None,
         "adaptive": None if compiled.adaptive is None else compiled.adaptive.name,
         "limits": None if compiled.limits is None else compiled.limits.to_json(),
+        "preprocessing": preprocessing_json(network.preprocessing, network.masked.image),
         "warnings": list(network.warnings),
         **counts_json(compiled.dense, compiled.slim),
     }

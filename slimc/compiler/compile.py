@@ -24,7 +24,7 @@ from slimc.compiler.reference import SEED
 from slimc.emit.precision import Precision
 from slimc.errors import CheckpointError
 from slimc.evaluate.progress import Progress, Stopwatch, silent
-from slimc.files.images import image_files, seeded_images
+from slimc.files.images import readable_images, seeded_images
 from slimc.files.structure import Structure, describe
 from slimc.models.system import Network
 from slimc.passes.rewrite import Pass
@@ -130,7 +130,7 @@ def compile_network(
     adaptive = choose_adaptive(options.adaptive, network, options.target, options.batch_size, options.data)
     limits: Limits | None = None
     if adaptive is not None and adaptive.capacity and options.data is not None and options.variant == "slim":
-        files = image_files(options.data)
+        files = readable_images(options.data)
         with watch.stage("calibrate", f"running the network on {len(files)} images") as advance:
             limits = calibrate(network, files, adaptive.quantile, advance)
     target = options.effective_target

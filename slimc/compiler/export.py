@@ -21,7 +21,7 @@ from slimc.errors import MismatchError, OptionError, OutputError
 from slimc.evaluate.compare import Choices, compare_with, not_written
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, Stopwatch, silent
-from slimc.files.images import image_files
+from slimc.files.images import check_images, image_files
 from slimc.files.metadata import Metadata, to_props
 from slimc.files.output import check_output, replacing
 from slimc.files.reference import Reference, reference_path, write_reference
@@ -97,6 +97,8 @@ def export_network(
     watch = watch or Stopwatch(progress)
     check_export(network.path, output, options, verify=verify, check_passes=check_passes)
     files = image_files(options.data) if options.data is not None else []
+    with progress(f"checking {len(files)} images") as advance:
+        check_images(files, advance)
     if compiled is None:
         compiled = compile_network(network, options, check=check_passes, progress=progress)
         watch.add(compiled.milliseconds or {})

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slimc.backends.base import image_input, run_images
 from slimc.backends.choose import open_session
 from slimc.compiler.limits import Limits
@@ -19,7 +17,7 @@ from slimc.errors import MismatchError, ModelFileError, OptionError
 from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.kept_patches import run_selected
 from slimc.evaluate.logits import Comparison
-from slimc.files.images import image_files, load_images, seeded_images
+from slimc.files.images import StreamedImages, readable_images, seeded_images
 from slimc.files.reference import Reference, read_reference, reference_path
 from slimc.models.options import said
 from slimc.models.system import Variant
@@ -176,24 +174,23 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
 
     metadata = read_metadata(source)
     _same_model(artefact, source, metadata.source_sha256, metadata.variant)
-    files = [] if data is None else image_files(data)
+    files = [] if data is None else readable_images(data)
     channels = image_input(open_session(source), str(source)).shape[1]
-    images = seeded_images(_INPUTS, metadata.structure.image, _SEED, channels)
-    if files:
-        images = np.concatenate([images, load_images(files, metadata.structure.image, metadata.preprocessing)])
+    seeded = seeded_images(_INPUTS, metadata.structure.image, _SEED, channels)
+    images = StreamedImages(seeded, tuple(files), metadata.preprocessing)
     if decides(metadata.system):
         raise OptionError(f"--against: {source} decides for each image; expected its checkpoint or a reference")
     if metadata.structure.selecting:
         selected = run_selected(source, images)
-        return Reference(images, selected.logits, {}, selected.kept, files=tuple(files))
-    return Reference(images, run_images(open_session(source), images, str(source)), {}, files=tuple(files))
+        return Reference(images, selected.logits, {}, selected.kept)
+    return Reference(images, run_images(open_session(source), images, str(source)), {})
 
 
 def _from_checkpoint(artefact: Artefact, source: Path, against: Against) -> Reference:
     from slimc.compiler.load import load_network
     from slimc.compiler.reference import make_reference
 
-    files = [] if against.data is None else image_files(against.data)
+    files = [] if against.data is None else readable_images(against.data)
     network = load_network(source, against.model_options, ema=against.ema)
     variant: Variant = "dense" if artefact.variant == "dense" else "masked"
     _same_model(artefact, source, network.sha256, variant)

@@ -24,6 +24,7 @@ from slimc.backends.base import Array, run_images
 from slimc.errors import MismatchError, ModelFileError
 from slimc.evaluate.graph_values import Open, run, values_of
 from slimc.evaluate.logits import Comparison, compare
+from slimc.files.images import only
 from slimc.files.reference import Reference
 from slimc.ir import BoolArray, FloatArray, IndexArray
 
@@ -172,7 +173,7 @@ def _run_given(path: Path, reference: Reference, images: IndexArray, open_model:
     for name in infos:
         if name in reference.decisions:
             given |= _inputs(name, reference.decisions[name][images], infos)
-    return run(model, reference.images[images], given, ["logits"], open_model)[0]
+    return run(model, only(reference.images, images), given, ["logits"], open_model)[0]
 
 
 def _inputs(name: str, decided: BoolArray, infos: Mapping[str, onnx.ValueInfoProto]) -> dict[str, Array]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from slimc.backends.base import Array, Session
 from slimc.errors import ModelFileError
+from slimc.files.images import Images
 from slimc.files.output import scratch
-from slimc.ir import FloatArray
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +31,7 @@ def values_of(model: onnx.ModelProto, names: Sequence[str]) -> list[onnx.ValueIn
 
 
 def run(
-    model: onnx.ModelProto, images: FloatArray, given: Mapping[str, Array], outputs: Sequence[str], open_model: Open
+    model: onnx.ModelProto, images: Images, given: Mapping[str, Array], outputs: Sequence[str], open_model: Open
 ) -> list[Array]:
     """Outputs [n, ...] of `images` [n, 3, height, width], in batches of the model's size; the last one is filled."""
     import onnx

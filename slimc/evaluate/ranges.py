@@ -6,9 +6,7 @@ value leaves it. A value inside an If cannot leave: both branches are computed, 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as oir
@@ -17,14 +15,15 @@ from slimc.backends import ort
 from slimc.backends.base import image_input
 from slimc.emit.file import save
 from slimc.errors import ModelFileError
-from slimc.ir import FloatArray
+from slimc.files.images import Images
+from slimc.files.output import scratch
 
 _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 _SUFFIX = "#largest"  # no name that slimc gives has a #
 
 
-def largest_values(model: oir.Model, names: Iterable[str], images: FloatArray) -> dict[str, float]:
-    """The largest absolute value that each of `names`, values of `model`, takes over `images` [n, 3, height, width].
+def largest_values(model: oir.Model, names: Iterable[str], images: Images) -> dict[str, float]:
+    """The largest absolute value that each of `names`, values of `model`, takes over `images` [n, channels, height, width].
 
     The last batch is filled with copies of its last image. What is not a number counts as infinite.
 
@@ -37,8 +36,8 @@ def largest_values(model: oir.Model, names: Iterable[str], images: FloatArray) -
     sources = _add_maxima(measuring.graph, set(names))
     if not sources:
         return {}
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        path = Path(directory) / "measuring.onnx"
+    with scratch() as directory:
+        path = directory / "measuring.onnx"
         save(measuring, path)
         del measuring
         session = ort.load(path)

@@ -15,7 +15,7 @@ from slimc.files.reference import read_reference, reference_path
 from slimc.ir.interpret.model import interpret
 from slimc.models.options import AdaVitOptions, VitSlimOptions
 from slimc.models.system import Network
-from slimc.models.systems import AdaVit, VitSlim
+from slimc.models.systems import AdaVit, VitSlim, recognises
 from slimc.targets.target import find_target
 from tests import gated, selecting, vectors
 

@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Run the demo."""
     from slimc.cli.console import Output
-    from slimc.cli.demo import CHECKPOINT, keep_checkpoint, run_demo
+    from slimc.cli.demo import CHECKPOINT, IMAGE_OPTIONS, keep_checkpoint, run_demo
     from slimc.cli.results import demo_json
     from slimc.files.output import scratch
 
@@ -55,7 +55,7 @@ def command(
     _print(out, result)
     if output is not None:
         out.print(f"the checkpoint and the models are in {output}{opt.overwritten(replaced)}")
-        out.print(f"try: slimc inspect {output / CHECKPOINT}")
+        out.print(f"try: slimc inspect {output / CHECKPOINT} {IMAGE_OPTIONS}")
 
 
 def _print(out: Output, result: DemoResult) -> None:

@@ -118,6 +118,7 @@ def _print(out: Output, found: Inspection) -> None:
     out.print(
         f"image: {height}x{width} pixels, {structure.grid[0]}x{structure.grid[1]} patches; embedding width {structure.dim}"
     )
+    out.print(f"pixels: {found.preprocessing.describe()}")
     columns = ("block", "head widths", "computed as", "FFN", "tokens", "keys", "ghosts", "MACs", "of dense")
     out.table("", columns, [_row(layer) for layer in structure.layers])
     if structure.selecting:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Where training scripts keep them, those of argparse first.
 NAMES = ("args", "hyper_parameters", "config", "cfg", "hparams", "opt")
+# Where timm keeps what a network was trained with.
+CONFIGURATIONS = ("pretrained_cfg", "default_cfg")
 _MOST_VALUES = 10_000
 _DEEPEST = 8
 _LONGEST_ARRAY = 1024
@@ -36,14 +38,19 @@ def find_arguments(places: Iterable[Mapping[Any, Any]]) -> tuple[str | None, dic
     """The first arguments in any of `places`, and the name they were found under; none and empty where there are none.
 
     Numbers of NumPy and torch are numbers, and so is text that is one; what is neither a number, text, nor made of such is
-    left out.
+    left out. timm's configuration comes to the same level, where the file has one beside them.
     """
+    places = list(places)
+    configurations = {
+        name: plain for place in places for name in CONFIGURATIONS if (plain := _plain_arguments(place.get(name)))
+    }
     for place in places:
         for name in NAMES:
             found = _plain_arguments(place.get(name))
             if found:
-                return _merged(name, found)
-    return None, {}
+                source, arguments = _merged(name, found)
+                return source, {**configurations, **arguments}
+    return None, configurations
 
 
 def _merged(name: str, found: dict[str, Any]) -> tuple[str, dict[str, Any]]:
