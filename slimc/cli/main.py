@@ -78,7 +78,8 @@ def main() -> None:
     """Entry point of the `slimc` command."""
     signal.signal(signal.SIGTERM, _terminate)
     code = _flushed(run())
-    if "torch" in sys.modules:
+    # Python ends by a signal of its own where an interrupt came while a module ran `exec`, though it was caught.
+    if "torch" in sys.modules or code == _INTERRUPTED:
         _leave(code)
     sys.exit(code)
 
@@ -105,7 +106,7 @@ def _leave(code: int) -> NoReturn:
 def run() -> int:
     """Run the command line and return its exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="slimc")  # however it was started, for help and completion
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except BrokenPipeError:

@@ -245,7 +245,7 @@ def load_warning() -> str | None:
     """Whether other processes keep this machine busy before anything is timed; none where they do not."""
     usable = cores.count()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return f"the machine is busy: load {load:.1f} on {usable} cores" if load > 0.5 * usable else None
+    return f"the machine is busy: load {load:.1f} on {usable} core(s)" if load > 0.5 * usable else None
 
 
 def thread_warning(threads: int | None) -> str | None:

@@ -23,12 +23,13 @@ HELP = """Show what is left of a network: heads and their widths, FFN, tokens, p
 
 Takes a checkpoint, or an ONNX model that slimc export wrote."""
 EXAMPLE = "Example: slimc inspect checkpoint.pth --plot structure.png"
-_LEGEND = """\
-head widths  channels that every head keeps, in the order of the checkpoint; 0 is a head that is gone
-computed as  attentions in one product: heads x their width, narrower heads padded to it
-tokens       rows that enter the block's attention -> rows that go on
-keys         rows that attention looks at
-ghosts       masked tokens, of which nothing is left but their number in the softmax's denominator"""
+_LEGEND = (
+    ("head widths", "channels that every head keeps, in the order of the checkpoint; 0 is a head that is gone"),
+    ("computed as", "attentions in one product: heads x their width, narrower heads padded to it"),
+    ("tokens", "rows that enter the block's attention -> rows that go on"),
+    ("keys", "rows that attention looks at"),
+    ("ghosts", "masked tokens, of which nothing is left but their number in the softmax's denominator"),
+)
 
 
 @opt.takes_checkpoint
@@ -133,7 +134,7 @@ def _print(out: Output, found: Inspection) -> None:
             ("MACs per image", f"{dense.macs:,}", f"{slim.macs:,}", f"{slim.macs / dense.macs:.1%}"),
         ],
     )
-    out.print(_LEGEND)
+    out.terms(_LEGEND)
 
 
 def _row(layer: LayerStructure) -> tuple[str, ...]:
