@@ -138,14 +138,16 @@ def break_attention_fusion(graph: ir.Graph) -> None:
 
 def unfit_for_half(weight: FloatArray) -> str | None:
     """Why `weight` cannot be held in float16; none where it can."""
-    magnitude = np.abs(weight.astype(np.float64))
     if weight.size == 0:
         return None
-    if magnitude.max() > _LARGEST_HALF:
-        return f"its largest entry {magnitude.max():.3g} is beyond {_LARGEST_HALF:.0f}"
-    subnormal = np.where(magnitude < _SMALLEST_NORMAL_HALF, weight, 0.0)
-    norm = np.linalg.norm(magnitude)
-    loss = np.linalg.norm(subnormal - subnormal.astype(np.float16)) / norm if norm > 0 else 0.0
+    magnitude = np.abs(weight)
+    largest = magnitude.max()
+    if largest > _LARGEST_HALF:
+        return f"its largest entry {largest:.3g} is beyond {_LARGEST_HALF:.0f}"
+    subnormal = weight[magnitude < _SMALLEST_NORMAL_HALF].astype(np.float64)
+    lost = np.linalg.norm(subnormal - subnormal.astype(np.float16))
+    # In units of the largest entry, whose square float32 can hold.
+    loss = lost / (float(largest) * np.linalg.norm(magnitude / largest)) if lost > 0 else 0.0
     if loss > MAX_SUBNORMAL_LOSS:
         return f"it loses {loss:.1%} of its norm to subnormals, more than {MAX_SUBNORMAL_LOSS:.1%}"
     return None
