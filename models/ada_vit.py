@@ -20,11 +20,11 @@ from slimc import ir
 from slimc.errors import CheckpointError, OptionError
 from slimc.files.checkpoint import Checkpoint
 from slimc.ir.gate_usage import BlockUsage, Usage
-from slimc.ir.preprocessing import Preprocessing
 from slimc.models import ada_vit_flags as flags
 from slimc.models.ada_vit_network import TOKEN_THRESHOLD, AdaptiveVisionTransformer, AdaVitConfig
 from slimc.models.geometry import image_size
 from slimc.models.options import AdaVitOptions
+from slimc.models.preprocessing import input_size, read_preprocessing
 from slimc.models.system import Network, System, Trace, Variant
 from slimc.models.t2t_network import SPLITS
 from slimc.models.weights import Weights
@@ -43,15 +43,17 @@ def load(checkpoint: Checkpoint, options: AdaVitOptions, system: System) -> Netw
     config = read_config(weights, checkpoint.path, checkpoint.args, options)
     masked = to_ir(weights, config)
     weights.finish()
+    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options, channels=config.channels)
     return Network(
         system=system,
         path=checkpoint.path,
         sha256=checkpoint.sha256,
         masked=masked,
         dense=without_gates(masked),
-        preprocessing=Preprocessing(),
+        preprocessing=preprocessing,
         pytorch=lambda variant: build_network(checkpoint, config, variant),
         trace=trace,
+        warnings=warnings,
         settings={
             "heads_from": config.heads_from,
             "branches_from": config.branches_from,
@@ -80,7 +82,7 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
     patches = weights.shape("pos_embed", axes=3)[1] - 1
     last = f"blocks.{depth - 1}"
     return AdaVitConfig(
-        image=image_size(patches, patch, args.get("img_size"), options.img_size),
+        image=image_size(patches, patch, input_size(args), options.img_size),
         patch=patch,
         dim=dim,
         depth=depth,
@@ -98,9 +100,17 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
         heads_bias=f"{last}.head_select.mlp_head.bias" in weights,
         branches_bias=f"{last}.layer_select.mlp_head.bias" in weights,
         tokens_bias=f"{last}.attn.token_select.mlp_head.bias" in weights,
+        channels=_channels(weights) if t2t else weights.image_channels("patch_embed.proj.weight"),
         token_dim=weights.shape("tokens_to_token.attention1.w", axes=2)[1] if t2t else None,
         random_features=weights.shape("tokens_to_token.attention1.w", axes=2)[0] if t2t else 0,
     )
+
+
+def _channels(weights: Weights) -> int:
+    """Channels of the image that T2T-ViT's first windows cut up."""
+    side = SPLITS[0][0]
+    entries = weights.shape("tokens_to_token.attention1.norm1.weight", axes=1)[0]
+    return weights.check_channels("tokens_to_token.attention1.norm1.weight", entries / side**2)
 
 
 def _patch(weights: Weights, path: Path) -> tuple[int, int]:
@@ -149,9 +159,9 @@ def to_ir(weights: Weights, config: AdaVitConfig) -> ir.Model:
 def _stem(weights: Weights, config: AdaVitConfig) -> tuple[tuple[ir.SoftSplit, ...], ir.PatchEmbed]:
     dim, width = config.dim, config.token_dim
     if width is None:
-        weight = weights.take("patch_embed.proj.weight", (dim, 3, *config.patch))
+        weight = weights.take("patch_embed.proj.weight", (dim, config.channels, *config.patch))
         return (), ir.PatchEmbed(weight, weights.take("patch_embed.proj.bias", (dim,)))
-    stages, channels = [], 3
+    stages, channels = [], config.channels
     for i, (side, stride, padding) in enumerate(SPLITS):
         channels *= side**2
         last = i == len(SPLITS) - 1

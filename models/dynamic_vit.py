@@ -15,7 +15,6 @@ import torch
 from slimc import ir
 from slimc.errors import CheckpointError
 from slimc.files.checkpoint import Checkpoint
-from slimc.ir.preprocessing import Preprocessing
 from slimc.models.dynamic_vit_network import DynamicVisionTransformer, DynamicVitConfig
 from slimc.models.dynamic_vit_settings import (
     Shapes,
@@ -27,6 +26,7 @@ from slimc.models.dynamic_vit_settings import (
 )
 from slimc.models.geometry import image_size
 from slimc.models.options import DynamicVitOptions
+from slimc.models.preprocessing import input_size, read_preprocessing
 from slimc.models.system import Network, System, Trace, Variant
 from slimc.models.weights import Weights, split_heads
 
@@ -49,17 +49,19 @@ def load(checkpoint: Checkpoint, options: DynamicVitOptions, system: System) -> 
     config = read_config(weights, shapes, ratios, checkpoint.args, options)
     masked = to_ir(weights, config)
     weights.finish()
+    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options, channels=config.channels)
     return Network(
         system=system,
         path=checkpoint.path,
         sha256=checkpoint.sha256,
         masked=masked,
         dense=without_selection(masked),
-        preprocessing=Preprocessing(),
+        preprocessing=preprocessing,
         pytorch=lambda variant: build_network(checkpoint, config, variant),
         settings={"keep_ratios": list(ratios), "keep": list(config.keep), "pruning_loc": list(config.pruning_loc)},
         details={"family": shapes.family, "skip_lam": config.skip_lam},
         trace=trace,
+        warnings=warnings,
     )
 
 
@@ -95,7 +97,7 @@ def read_config(
     kernel = weights.shape("patch_embed.proj.weight", axes=4)[2:]
     patch = (kernel[0] * stride, kernel[1] * stride)
     return DynamicVitConfig(
-        image=image_size(shapes.patches, patch, args.get("input_size"), options.img_size),
+        image=image_size(shapes.patches, patch, input_size(args), options.img_size),
         patch=patch,
         dim=shapes.dim,
         depth=shapes.depth,
@@ -108,6 +110,7 @@ def read_config(
         stem=stem,
         auxiliary="aux_head.weight" in weights,
         skip_lam=residual_divisor(shapes, options),
+        channels=weights.image_channels("patch_embed.conv1.weight" if stem else "patch_embed.proj.weight"),
         eps=1e-5 if shapes.family == "LV-ViT" else 1e-6,
     )
 
@@ -133,7 +136,9 @@ def to_ir(weights: Weights, config: DynamicVitConfig) -> ir.Model:
     position = weights.take("pos_embed", (1, 1 + config.patches, dim))[0]
     embedding = ir.Embedding(
         patch=ir.PatchEmbed(
-            weight=weights.take("patch_embed.proj.weight", (dim, config.stem[-1][0] if stem else 3, *kernel)),
+            weight=weights.take(
+                "patch_embed.proj.weight", (dim, config.stem[-1][0] if stem else config.channels, *kernel)
+            ),
             bias=weights.take("patch_embed.proj.bias", (dim,)),
         ),
         prefix=weights.take("cls_token", (1, 1, dim))[0],
@@ -146,7 +151,7 @@ def to_ir(weights: Weights, config: DynamicVitConfig) -> ir.Model:
 
 
 def _stem(weights: Weights, config: DynamicVitConfig) -> tuple[ir.Convolution, ...]:
-    channels, stem = 3, []
+    channels, stem = config.channels, []
     for i, (out, kernel) in enumerate(config.stem, 1):
         norm = _batch_norm(weights, f"patch_embed.bn{i}", out, config.batch_norm_eps)
         weight = weights.take(f"patch_embed.conv{i}.weight", (out, channels, kernel, kernel))

@@ -6,7 +6,8 @@ setting to the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,12 @@ def option(help: str, *, parse: Callable[[str, str], Any] | None = None, metavar
 def flag(name: str) -> str:
     """The option of the command line for the field `name`."""
     return "--" + name.replace("_", "-")
+
+
+def said(options: Mapping[str, Any], ema: bool | None) -> list[str]:
+    """What was said about a checkpoint, as it stands on the command line: those of `options` that are not None."""
+    found = {"ema": ema, **options}
+    return [flag(f"no_{name}" if value is False else name) for name, value in found.items() if value is not None]
 
 
 def share(text: str, name: str) -> float:
@@ -60,6 +67,30 @@ def blocks(text: str, name: str) -> tuple[int, ...]:
         raise OptionError(f"{name}: {text!r} are not blocks; expected numbers such as 3,6,9") from None
 
 
+def crop_share(text: str, name: str) -> float:
+    """The share of an image that a centre crop keeps, in (0, 1].
+
+    Raises:
+        OptionError: `text` is something else; the message names the option `name`.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise OptionError(f"{name}: {text!r} is no share of an image; expected a number above 0 and up to 1")
+    return value
+
+
+def interpolation(text: str, name: str) -> str:
+    """The name of an interpolation, as timm has them."""
+    from slimc.ir.preprocessing import INTERPOLATIONS  # with numpy, which --help does without
+
+    if text not in INTERPOLATIONS:
+        raise OptionError(f"{name}: {text!r} is no interpolation; expected {', '.join(INTERPOLATIONS)}")
+    return text
+
+
 def head_effect(text: str, name: str) -> HeadEffect:
     """One of `HeadEffect`."""
     for known in get_args(HeadEffect):
@@ -71,10 +102,28 @@ def head_effect(text: str, name: str) -> HeadEffect:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Options of every system: geometry that the shapes of the weights may leave open."""
+    """Options of every system: which weights to take, geometry that shapes leave open, and how images become inputs."""
 
+    state_key: str | None = option(
+        "Which weights, where the file has several: the names that lead to them, such as state_dict.student.",
+        metavar="PATH",
+    )
     img_size: tuple[int, int] | None = option("Image height and width in pixels.", metavar="H W")
     num_heads: int | None = option("Heads of an attention, where the checkpoint cannot tell.")
+    mean: tuple[float, float, float] | None = option(
+        "Mean of the images in training, in [0, 1]. Default: the file's, else ImageNet's.", metavar="R G B"
+    )
+    std: tuple[float, float, float] | None = option("Their standard deviation; likewise.", metavar="R G B")
+    crop_pct: float | None = option(
+        "Share of the resized image that the centre crop keeps. Default: the file's, else 0.875.",
+        parse=crop_share,
+        metavar="SHARE",
+    )
+    interpolation: str | None = option(
+        "bicubic, bilinear, nearest, lanczos, box or hamming. Default: the file's, else bicubic.",
+        parse=interpolation,
+        metavar="NAME",
+    )
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import torch
 from slimc import ir
 from slimc.errors import BudgetError, CheckpointError, OptionError
 from slimc.files.checkpoint import Checkpoint
-from slimc.ir.preprocessing import Preprocessing
 from slimc.models.geometry import image_size
 from slimc.models.options import VitSlimOptions
+from slimc.models.preprocessing import input_size, read_preprocessing
 from slimc.models.system import Network, System, Variant
 from slimc.models.vit_slim_masks import Budgets, Masks, Zetas, binary_masks, check_budget, full_masks
 from slimc.models.vit_slim_network import MaskedVisionTransformer, VitSlimConfig
@@ -42,17 +42,18 @@ def load(checkpoint: Checkpoint, options: VitSlimOptions, system: System) -> Net
     masks, thresholds = binary_masks(zetas, budgets, config.heads, config.head_dim)
     masked = to_ir(weights, config, masks)
     weights.finish()
+    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options, channels=config.channels)
     return Network(
         system=system,
         path=checkpoint.path,
         sha256=checkpoint.sha256,
         masked=masked,
         dense=without_masks(masked),
-        preprocessing=Preprocessing(),
+        preprocessing=preprocessing,
         pytorch=lambda variant: build_network(checkpoint, config, _masks_of(variant, masks, zetas, config)),
         settings={"budgets": asdict(budgets)},
         details={"thresholds": asdict(thresholds)},
-        warnings=overridden(checkpoint.path, checkpoint.args, budgets),
+        warnings=(*overridden(checkpoint.path, checkpoint.args, budgets), *warnings),
     )
 
 
@@ -68,7 +69,7 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
     zeta = _zeta_shape(weights, path, "blocks.0.attn.zeta")
     heads = _heads(zeta, dim, path, args, options)
     return VitSlimConfig(
-        image=image_size(patches, (patch[0], patch[1]), args.get("input_size"), options.img_size),
+        image=image_size(patches, (patch[0], patch[1]), input_size(args), options.img_size),
         patch=(patch[0], patch[1]),
         dim=dim,
         depth=depth,
@@ -79,6 +80,7 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
         scale=_scale(options.qk_scale, dim // heads),
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
         distilled=distilled,
+        channels=weights.image_channels("patch_embed.proj.weight"),
         representation=weights.shape("pre_logits.fc.weight", axes=2)[0] if "pre_logits.fc.weight" in weights else None,
     )
 
@@ -124,8 +126,10 @@ def read_budgets(path: Path, args: Mapping[str, Any], options: VitSlimOptions) -
     """Budgets from the options, else from the training arguments.
 
     Raises:
-        BudgetError: one is in neither, or is not in (0, 1].
+        BudgetError: one is in neither, or is not in (0, 1]; or `budget` is given besides one for each kind.
     """
+    if options.budget is not None and None not in (options.budget_attn, options.budget_mlp, options.budget_patch):
+        raise BudgetError("--budget: --budget-attn, --budget-mlp and --budget-patch leave nothing for it to say")
     values: dict[str, float] = {}
     for kind in ("attn", "mlp", "patch"):
         given, stored = getattr(options, f"budget_{kind}"), args.get(f"budget_{kind}")
@@ -173,7 +177,7 @@ def to_ir(weights: Weights, config: VitSlimConfig, masks: Sequence[Masks]) -> ir
         tokens.append(weights.take("dist_token", (1, 1, dim))[0])
     embedding = ir.Embedding(
         patch=ir.PatchEmbed(
-            weight=weights.take("patch_embed.proj.weight", (dim, 3, *config.patch)),
+            weight=weights.take("patch_embed.proj.weight", (dim, config.channels, *config.patch)),
             bias=weights.take("patch_embed.proj.bias", (dim,)),
         ),
         prefix=np.concatenate(tokens),

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from slimc.ir.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
 State = dict[str, torch.Tensor]
 
 
@@ -85,9 +87,10 @@ def state_dict(recipe: Recipe = Recipe()) -> State:
 
 
 def arguments(attn: float = 0.7, mlp: float = 0.7, patch: float = 0.7, **others: Any) -> argparse.Namespace:
-    """Arguments as a retraining run saves them."""
+    """Arguments as a retraining run saves them, which says how its images were normalised."""
     budgets = {"budget_attn": attn, "budget_mlp": mlp, "budget_patch": patch}
-    return argparse.Namespace(model="deit_small_patch16_224", nb_classes=5, **budgets, **others)
+    images = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    return argparse.Namespace(model="deit_small_patch16_224", nb_classes=5, **{**budgets, **images, **others})
 
 
 def save(path: Path, content: object, *, legacy: bool = False) -> Path:

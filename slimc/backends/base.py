@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimc.errors import ModelFileError
+from slimc.files.images import Images
 from slimc.ir import FloatArray
 
 Array = npt.NDArray[Any]
@@ -91,7 +92,7 @@ def logits_output(session: Session, source: str) -> TensorSpec:
     return chosen[0]
 
 
-def run_images(session: Session, images: FloatArray, source: str) -> FloatArray:
+def run_images(session: Session, images: Images, source: str) -> FloatArray:
     """Logits [n, classes] of `images` [n, 3, height, width], in batches of the model's own size.
 
     The last batch is filled with copies of its last image.

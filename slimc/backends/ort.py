@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +15,17 @@ import numpy as np
 from slimc.backends import cores
 from slimc.backends.base import Array, TensorSpec, Timer, Timing
 from slimc.errors import MissingError, ModelFileError
+from slimc.files.output import scratch
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 # float32 is to mean float32: by default CUDA rounds the operands of products to 10 bits.
 _OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
+# The first version that reads an opset: tried by `python -m benchmarks.versions`, and ONNX Runtime's own table for those
+# that slimc does not emit by itself. The Attention operator of 23 came with 1.23.0 and computes rightly from 1.23.2 on.
+_FIRST = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.23.2"}
+_POSITION = r"/\S*\.(?:cc|h|cpp):\d+ \S.*?\) (?=[A-Z])"  # a source file and the signature of a function
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -110,7 +115,7 @@ def load(
         open_session = _rounding_session if rounded else _session
         session = open_session(onnxruntime, path, options, providers)
     except Exception as error:  # its exceptions share no base below Exception
-        raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {_reason(error)}") from None
+        raise ModelFileError(f"{path}: {too_old(path, onnxruntime.__version__) or refusal(error)}") from None
     if _PROVIDERS[provider] not in session.get_providers():
         raise MissingError(
             f"onnxruntime: {_PROVIDERS[provider]} is there but does not start; is there a GPU and its driver?"
@@ -143,8 +148,8 @@ def _rounding_session(onnxruntime: Any, path: Path, options: Any, providers: lis
 
     model = onnx_ir.load(path)
     round_results(model)
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        file = Path(directory) / "rounding.onnx"
+    with scratch() as directory:
+        file = directory / "rounding.onnx"
         save(model, file)
         return onnxruntime.InferenceSession(file, options, providers=providers)
 
@@ -179,5 +184,31 @@ def _numpy_name(kind: str) -> str:
     return kind if kind == "bfloat16" else np.dtype(kind).name
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def too_old(path: Path, version: str) -> str:
+    """Why ONNX Runtime `version` does not serve the model at `path`, and what does; empty where its age is no reason."""
+    import onnx
+
+    from slimc.emit.model import OPSETS
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # no ONNX model: then that is the reason, and not the runtime
+        return ""
+    opset = max((used.version for used in model.opset_import if not used.domain), default=0)
+    needed = _FIRST.get(opset)
+    if needed is None or _numbers(version) >= _numbers(needed):
+        return ""
+    older = "" if opset <= OPSETS[0] else f", or export it with --opset {OPSETS[0]}"
+    return (
+        f"opset {opset} needs ONNX Runtime {needed} or newer, and here is {version}: pip install -U onnxruntime{older}"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a version, without what marks a build."""
+    return tuple(int(part) for part in version.split("+", maxsplit=1)[0].split(".") if part.isdigit())
+
+
+def refusal(error: Exception) -> str:
+    """ONNX Runtime's own words, without its source positions."""
+    return f"ONNX Runtime cannot load it: {' '.join(re.sub(_POSITION, '', str(error)).split())[:300]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import slimc
-from slimc.cli.results import compiled_json, counts_json
+from slimc.cli.results import compiled_json, counts_json, structure_json
 from slimc.errors import OptionError
 from slimc.models.systems import find_system
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimc.evaluate.progress import Progress
     from slimc.files.metadata import Metadata
     from slimc.files.structure import Structure
+    from slimc.ir.preprocessing import Preprocessing
     from slimc.models.system import Network
     from slimc.report.drawing import PlotOptions
     from slimc.report.gate_usage import UsageReport
@@ -35,6 +36,7 @@ class Inspection:
         structure: layer by layer.
         dense: parameters and MACs with every mask at one.
         slim: those that are left.
+        preprocessing: how images become inputs.
         sha256: of the checkpoint, where it is known.
         usage: how often the parts of a network that decides by image are used, where that was asked for.
         warnings: what a user should know.
@@ -48,6 +50,7 @@ class Inspection:
     structure: Structure
     dense: Counts
     slim: Counts
+    preprocessing: Preprocessing
     sha256: str | None = None
     usage: UsageReport | None = None
     warnings: tuple[str, ...] = ()
@@ -88,7 +91,8 @@ def inspect_checkpoint(
     compiled = slimc.compile(network, **how, progress=progress)
     kept = None if picture is None or picture.image is None else _kept_by_network(network, picture.image)
     facts = network.system.facts(network.settings, network.details)
-    values = {**compiled_json(compiled), **_kept_json(kept), **asdict(compiled.structure)}
+    values = {**compiled_json(compiled), **_kept_json(kept), **structure_json(compiled.structure)}
+    del values["batch_size"]  # says nothing about a structure
     found = Inspection(
         values=values,
         title=network.system.title,
@@ -97,6 +101,7 @@ def inspect_checkpoint(
         structure=compiled.structure,
         dense=compiled.dense,
         slim=compiled.slim,
+        preprocessing=network.preprocessing,
         sha256=network.sha256,
         warnings=network.warnings,
         replaced=_existing(picture),
@@ -107,21 +112,25 @@ def inspect_checkpoint(
 
 def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> Inspection:
     """An ONNX model, by what it says about itself."""
+    from slimc.files.metadata import preprocessing_json
+
     metadata = slimc.read_metadata(source)
     kept = None if picture is None or picture.image is None else _kept_by_model(source, metadata, picture.image)
     system = find_system(metadata.system)
+    compiling = ("tuned", "adaptive", "limits")  # how it was compiled, which has keys of its own
     values = {
         "system": metadata.system,
         "variant": metadata.variant,
         "target": metadata.target,
         "precision": metadata.precision,
         "settings": dict(metadata.settings),
-        "adaptive": metadata.details.get("adaptive"),
-        "limits": metadata.details.get("limits"),
+        "details": {name: value for name, value in metadata.details.items() if name not in compiling},
+        **{name: metadata.details.get(name) for name in compiling},
+        "preprocessing": preprocessing_json(metadata.preprocessing, metadata.structure.image),
         "warnings": [],
         **counts_json(metadata.dense, metadata.slim),
         **_kept_json(kept),
-        **asdict(metadata.structure),
+        **structure_json(metadata.structure),
     }
     facts = () if system is None else system.facts(metadata.settings, metadata.details)
     found = Inspection(
@@ -132,6 +141,7 @@ def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> 
         structure=metadata.structure,
         dense=metadata.dense,
         slim=metadata.slim,
+        preprocessing=metadata.preprocessing,
         replaced=_existing(picture),
     )
     _draw(found, source, picture, kept, progress)
@@ -152,12 +162,13 @@ def inspect_usage(
         OptionError: it decides nothing, is a model, or there are no images.
     """
     from slimc.compiler.adaptive import observe
-    from slimc.files.images import image_files
+    from slimc.files.images import readable_images
+    from slimc.files.metadata import preprocessing_json
     from slimc.report.gate_usage import report
 
     if source.suffix == ".onnx":
         raise OptionError(f"--data: {source} is a model; expected an AdaViT checkpoint")
-    files = image_files(data)
+    files = readable_images(data)
     with progress(f"reading {source.name}"):
         network = slimc.load(source, ema=ema, **options)
     if not network.system.decides:
@@ -172,8 +183,18 @@ def inspect_usage(
 
         with progress("drawing"):
             plot_usage(found, network.masked.grid, source.name, picture.path, picture.look)
-    macs = {"dense": found.macs_dense, "mean": found.mean_macs, "quantiles": found.quantiles}
-    values = {"system": network.system.name, "settings": dict(network.settings), **asdict(found), "macs": macs}
+    values = {
+        "system": network.system.name,
+        "variant": "masked",
+        "settings": dict(network.settings),
+        "details": dict(network.details),
+        "data": str(data),
+        "images": found.images,
+        "macs": {"dense": found.macs_dense, "mean": found.mean_macs, "quantiles": found.quantiles},
+        "blocks": [asdict(block) for block in found.blocks],
+        "warnings": list(network.warnings),
+        "preprocessing": preprocessing_json(network.preprocessing, network.masked.image),
+    }
     return Inspection(
         values=values,
         title=network.system.title,
@@ -182,8 +203,10 @@ def inspect_usage(
         structure=compiled.structure,
         dense=compiled.dense,
         slim=compiled.slim,
+        preprocessing=network.preprocessing,
         sha256=network.sha256,
         usage=found,
+        warnings=network.warnings,
         replaced=replaced,
     )
 

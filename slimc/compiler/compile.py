@@ -24,7 +24,7 @@ from slimc.compiler.reference import SEED
 from slimc.emit.precision import Precision
 from slimc.errors import CheckpointError
 from slimc.evaluate.progress import Progress, Stopwatch, silent
-from slimc.files.images import image_files, seeded_images
+from slimc.files.images import readable_images, seeded_images
 from slimc.files.structure import Structure, describe
 from slimc.models.system import Network
 from slimc.passes.rewrite import Pass
@@ -130,7 +130,7 @@ def compile_network(
     adaptive = choose_adaptive(options.adaptive, network, options.target, options.batch_size, options.data)
     limits: Limits | None = None
     if adaptive is not None and adaptive.capacity and options.data is not None and options.variant == "slim":
-        files = image_files(options.data)
+        files = readable_images(options.data)
         with watch.stage("calibrate", f"running the network on {len(files)} images") as advance:
             limits = calibrate(network, files, adaptive.quantile, advance)
     target = options.effective_target
@@ -141,7 +141,9 @@ def compile_network(
             network=network,
             options=options,
             model=model,
-            structure=describe(model, network.masked, network.dense, target),
+            structure=describe(
+                model, network.dense if options.variant == "dense" else network.masked, network.dense, target
+            ),
             dense=count(network.dense, target),
             slim=count(model, target),
             adaptive=adaptive if options.variant == "slim" else None,
@@ -150,7 +152,7 @@ def compile_network(
     errors: Mapping[str, float] | None = None
     if check:
         with watch.stage("check_passes", "checking every pass in float64"):
-            images = seeded_images(1, network.masked.image, SEED)
+            images = seeded_images(1, network.masked.image, SEED, network.masked.embedding.channels)
             # Limits change what an image computes that exceeds them; the passes behind them change nothing.
             errors = check_passes(limited(network.masked, limits) if limits else network.masked, passes, images)
     return replace(compiled, pass_errors=errors, milliseconds=watch.milliseconds)

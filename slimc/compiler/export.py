@@ -17,11 +17,11 @@ from slimc.compiler.options import CompileOptions, check_options
 from slimc.compiler.reference import make_reference, shipped_part
 from slimc.emit.file import data_path, write_model
 from slimc.emit.model import emit
-from slimc.errors import MismatchError, OptionError
+from slimc.errors import MismatchError, OptionError, OutputError
 from slimc.evaluate.compare import Choices, compare_with, not_written
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, Stopwatch, silent
-from slimc.files.images import image_files
+from slimc.files.images import check_images, image_files
 from slimc.files.metadata import Metadata, to_props
 from slimc.files.output import check_output, replacing
 from slimc.files.reference import Reference, reference_path, write_reference
@@ -40,7 +40,8 @@ class ExportReport:
         agreement: how far what the model chooses agrees, where it chooses anything.
         replaced: files that were there before.
         worst_file: the image that the worst input is; none where that is a seeded one.
-        milliseconds: where the time went.
+        milliseconds: where the time went, by stage: "load", "calibrate", "passes", "check_passes", "emit" and "verify", as
+            far as there were such stages; and "total", which has what lies between them too.
         kept_float32: what half precision could not hold and why, by the name of the weight or product.
         warnings: what was not found out.
     """
@@ -56,6 +57,11 @@ class ExportReport:
     kept_float32: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that were written: the model, its weights where they lie beside it, and the reference."""
+        return tuple(path for path in (self.onnx, data_path(self.onnx), self.reference) if path.exists())
+
 
 def export_network(
     network: Network,
@@ -65,6 +71,7 @@ def export_network(
     verify: bool = True,
     check_passes: bool = False,
     compiled: Compiled | None = None,
+    watch: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Compile `network` into the ONNX model `output` and its reference, verified.
@@ -79,6 +86,7 @@ def export_network(
         check_passes: compare in float64 after every pass as well.
         compiled: the network compiled with these options, where that was done already. Without it, less memory is needed:
             weights are released as they are written.
+        watch: what has measured the stages before, such as reading the checkpoint; none where there were none.
         progress: shows what is going on.
 
     Raises:
@@ -86,11 +94,14 @@ def export_network(
         MismatchError: the ONNX model differs from the PyTorch network by more than the tolerance.
         MissingError: ONNX Runtime is not installed and verification was asked for.
     """
-    watch = Stopwatch(progress)
+    watch = watch or Stopwatch(progress)
     check_export(network.path, output, options, verify=verify, check_passes=check_passes)
     files = image_files(options.data) if options.data is not None else []
+    with progress(f"checking {len(files)} images") as advance:
+        check_images(files, advance)
     if compiled is None:
         compiled = compile_network(network, options, check=check_passes, progress=progress)
+        watch.add(compiled.milliseconds or {})
     targets = (output, data_path(output), reference_path(output))
     replaced = tuple(path for path in targets if path.exists())
     refer = partial(
@@ -98,9 +109,8 @@ def export_network(
     )
     reference: Reference | None = None
     with replacing(*targets) as (onnx_temporary, _, reference_temporary):
-        if (
-            options.precision != "fp32"
-        ):  # its inputs show how large values get; else weights are released before it runs
+        # Its inputs show how large values get. Where that does not matter, weights are released before it runs.
+        if options.precision != "fp32":
             with watch.stage("verify", "running the PyTorch network") as advance:
                 reference = refer(advance)
         with watch.stage("emit", f"writing {output.name}"):
@@ -108,6 +118,7 @@ def export_network(
             compiled = compiled.without_weights()
             narrowed = narrow(model, options.precision, None if reference is None else reference.images)
             write_model(model, onnx_temporary)
+            _refuse_link_to_parts(output, onnx_temporary)
             del model
             gc.collect()  # the graph's cycles
         with watch.stage("verify", "comparing with the PyTorch network") as advance:
@@ -121,13 +132,23 @@ def export_network(
         reference=reference_path(output),
         compiled=compiled,
         comparison=comparison,
-        milliseconds={**(compiled.milliseconds or {}), **watch.total()},
+        milliseconds=watch.total(),
         agreement=agreement,
         replaced=replaced,
         worst_file=None if comparison is None else reference.file_of(comparison.worst_input),
         kept_float32=narrowed.kept,
         warnings=narrowed.warnings,
     )
+
+
+def _refuse_link_to_parts(output: Path, written: Path) -> None:
+    """Refuse a link to a model of two files: whoever opens the link looks for the weights beside it, not beside the model.
+
+    Raises:
+        OutputError: `output` is a link, and the model `written` has external data.
+    """
+    if output.is_symlink() and data_path(written).exists():
+        raise OutputError(f"{output}: is a link, and weights of over 2 GB need a second file; give {output.resolve()}")
 
 
 def check_export(

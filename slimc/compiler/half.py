@@ -11,8 +11,7 @@ from slimc.backends import ort
 from slimc.compiler.reference import SEED
 from slimc.emit.precision import Largest, Precision, stored_in_half, to_half
 from slimc.evaluate.ranges import largest_values
-from slimc.files.images import seeded_images
-from slimc.ir import FloatArray
+from slimc.files.images import Images, seeded_images
 
 _INPUTS = 4
 _UNMEASURED = (
@@ -29,13 +28,13 @@ class Narrowed:
     warnings: tuple[str, ...] = ()
 
 
-def narrow(model: oir.Model, precision: Precision, images: FloatArray | None) -> Narrowed:
+def narrow(model: oir.Model, precision: Precision, images: Images | None) -> Narrowed:
     """Rewrite the float32 `model` in place to `precision`.
 
     Args:
         model: which slimc emitted.
         precision: fp32 leaves it as it is.
-        images: inputs [n, 3, height, width] to measure the range of its values on; None takes seeded noise.
+        images: inputs [n, channels, height, width] to measure the range of its values on; None takes seeded noise.
     """
     if precision == "fp32":
         return Narrowed({})
@@ -45,8 +44,8 @@ def narrow(model: oir.Model, precision: Precision, images: FloatArray | None) ->
         if images is None:
             shape = model.graph.inputs[0].shape
             assert shape is not None
-            height, width = (int(size) for size in shape.numpy()[2:])
-            images = seeded_images(_INPUTS, (height, width), SEED)
+            channels, height, width = (int(size) for size in shape.numpy()[1:])
+            images = seeded_images(_INPUTS, (height, width), SEED, channels)
         names = [str(value.name) for value in stored_in_half(model, precision)]
         largest = largest_values(model, names, images)
     elif precision == "fp16":

@@ -11,7 +11,7 @@ import numpy as np
 from slimc import ir
 from slimc.compiler.limits import Limits, exact_images, graph_decisions
 from slimc.evaluate.progress import Advance
-from slimc.files.images import load_images, seeded_images
+from slimc.files.images import Images, StreamedImages, seeded_images
 from slimc.files.reference import Reference
 from slimc.ir import FloatArray
 from slimc.ir.gate_usage import join
@@ -44,12 +44,12 @@ def make_reference(
     count_seeded = -(-_INPUTS // batch_size) * batch_size
     pytorch = network.pytorch("dense" if variant == "dense" else "masked")
     trace = run_plainly if variant == "dense" else network.trace
-    images = seeded_images(count_seeded, network.masked.image, SEED)
+    image, channels = network.masked.image, network.masked.embedding.channels
+    held = seeded_images(count_seeded, image, SEED, channels)
     if network.selects and variant != "dense":
-        candidates = seeded_images(_CANDIDATES * count_seeded, network.masked.image, SEED)
-        images = _surest(candidates, _run(pytorch, trace, candidates, lambda *_: None))
-    if files:
-        images = np.concatenate([images, load_images(files, network.masked.image, network.preprocessing)])
+        candidates = seeded_images(_CANDIDATES * count_seeded, image, SEED, channels)
+        held = _surest(candidates, _run(pytorch, trace, candidates, lambda *_: None))
+    images = StreamedImages(held, tuple(files), network.preprocessing)
     traces = _run(pytorch, trace, images, advance)
     facts: dict[str, Any] = {
         "source_sha256": network.sha256,
@@ -71,13 +71,13 @@ def make_reference(
     stages = zip(*(found.kept for found in traces), strict=True)
     kept = tuple(np.concatenate([part.numpy() for part in stage]) for stage in stages)
     logits = np.concatenate([found.logits.numpy() for found in traces])
-    return Reference(images, logits, facts, kept, decisions, tuple(files))
+    return Reference(images, logits, facts, kept, decisions)
 
 
 def _run(
     pytorch: torch.nn.Module,
     trace: Callable[[torch.nn.Module, torch.Tensor], Trace],
-    images: FloatArray,
+    images: Images,
     advance: Advance,
 ) -> list[Trace]:
     """Traces of `images`, a few at a time."""
@@ -118,4 +118,4 @@ def shipped_part(reference: Reference) -> Reference:
         facts["margins"] = [facts["margins"][i] for i in chosen]
     kept = tuple(array[chosen] for array in reference.kept)
     decisions = {name: array[chosen] for name, array in reference.decisions.items()}
-    return Reference(reference.images[chosen], reference.logits[chosen], facts, kept, decisions)
+    return Reference(reference.images[np.array(chosen)], reference.logits[chosen], facts, kept, decisions)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from slimc.backends.base import run_images
+from slimc.backends.base import image_input, run_images
 from slimc.backends.choose import open_session
 from slimc.compiler.limits import Limits
 from slimc.emit.precision import TOLERANCE
@@ -18,8 +17,9 @@ from slimc.errors import MismatchError, ModelFileError, OptionError
 from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.kept_patches import run_selected
 from slimc.evaluate.logits import Comparison
-from slimc.files.images import image_files, load_images, seeded_images
+from slimc.files.images import StreamedImages, readable_images, seeded_images
 from slimc.files.reference import Reference, read_reference, reference_path
+from slimc.models.options import said
 from slimc.models.system import Variant
 from slimc.models.systems import decides
 
@@ -112,6 +112,10 @@ def verify_artefact(
         ModelFileError, OptionError: something cannot be used, or does not belong together.
         MissingError: the back end or a GPU is not on this machine.
     """
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise OptionError(
+            f"--tolerance: {tolerance} is no share of the logits' spread; expected a number of at least 0"
+        )
     artefact = describe(path)
     reference = expected(artefact, against)
     rounded = artefact.precision != "fp32"  # where nothing but ONNX Runtime's CPU runs it
@@ -141,10 +145,8 @@ def expected(artefact: Artefact, against: Against) -> Reference:
     """
     source = against.path
     if source is None or source.suffix in (".npz", ".onnx"):
-        said = {"ema": against.ema, **against.model_options}
-        given = [name for name, value in said.items() if value is not None]
-        if given:
-            raise OptionError(f"--{given[0].replace('_', '-')}: says how to load a checkpoint; give it with --against")
+        for option in said(against.model_options, against.ema):
+            raise OptionError(f"{option}: says how to load a checkpoint; give it with --against")
     if source is None or source.suffix == ".npz":
         if against.data is not None:
             raise OptionError(
@@ -172,23 +174,23 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
 
     metadata = read_metadata(source)
     _same_model(artefact, source, metadata.source_sha256, metadata.variant)
-    files = [] if data is None else image_files(data)
-    images = seeded_images(_INPUTS, metadata.structure.image, _SEED)
-    if files:
-        images = np.concatenate([images, load_images(files, metadata.structure.image, metadata.preprocessing)])
+    files = [] if data is None else readable_images(data)
+    channels = image_input(open_session(source), str(source)).shape[1]
+    seeded = seeded_images(_INPUTS, metadata.structure.image, _SEED, channels)
+    images = StreamedImages(seeded, tuple(files), metadata.preprocessing)
     if decides(metadata.system):
         raise OptionError(f"--against: {source} decides for each image; expected its checkpoint or a reference")
     if metadata.structure.selecting:
         selected = run_selected(source, images)
-        return Reference(images, selected.logits, {}, selected.kept, files=tuple(files))
-    return Reference(images, run_images(open_session(source), images, str(source)), {}, files=tuple(files))
+        return Reference(images, selected.logits, {}, selected.kept)
+    return Reference(images, run_images(open_session(source), images, str(source)), {})
 
 
 def _from_checkpoint(artefact: Artefact, source: Path, against: Against) -> Reference:
     from slimc.compiler.load import load_network
     from slimc.compiler.reference import make_reference
 
-    files = [] if against.data is None else image_files(against.data)
+    files = [] if against.data is None else readable_images(against.data)
     network = load_network(source, against.model_options, ema=against.ema)
     variant: Variant = "dense" if artefact.variant == "dense" else "masked"
     _same_model(artefact, source, network.sha256, variant)

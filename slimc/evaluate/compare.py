@@ -15,6 +15,7 @@ from slimc.evaluate.gate_decisions import Exactness, compare_decided
 from slimc.evaluate.graph_values import Open
 from slimc.evaluate.kept_patches import Agreement, compare_selected
 from slimc.evaluate.logits import Comparison, compare
+from slimc.files.images import only
 from slimc.files.reference import Reference
 from slimc.ir import BoolArray
 
@@ -43,10 +44,10 @@ def compare_with(
         return compare_selected(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
     if reference.decisions:
         return compare_decided(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
-    judged = _beyond_doubt(reference, precision)
-    images, logits = reference.images[judged], reference.logits[judged]
+    judged = np.flatnonzero(_beyond_doubt(reference, precision))
+    images, logits = only(reference.images, judged), reference.logits[judged]
     found = compare(run_images(open_model(path), images, source), logits, tolerance)
-    return replace(found, worst_input=int(np.flatnonzero(judged)[found.worst_input])), None
+    return replace(found, worst_input=int(judged[found.worst_input])), None
 
 
 @contextmanager

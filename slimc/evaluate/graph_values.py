@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ import numpy as np
 
 from slimc.backends.base import Array, Session
 from slimc.errors import ModelFileError
-from slimc.ir import FloatArray
+from slimc.files.images import Images
+from slimc.files.output import scratch
 
 if TYPE_CHECKING:
     import onnx
@@ -31,13 +31,13 @@ def values_of(model: onnx.ModelProto, names: Sequence[str]) -> list[onnx.ValueIn
 
 
 def run(
-    model: onnx.ModelProto, images: FloatArray, given: Mapping[str, Array], outputs: Sequence[str], open_model: Open
+    model: onnx.ModelProto, images: Images, given: Mapping[str, Array], outputs: Sequence[str], open_model: Open
 ) -> list[Array]:
     """Outputs [n, ...] of `images` [n, 3, height, width], in batches of the model's size; the last one is filled."""
     import onnx
 
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        file = Path(directory) / "model.onnx"
+    with scratch() as directory:
+        file = directory / "model.onnx"
         onnx.save(model, str(file), save_as_external_data=model.ByteSize() > 2**31 - 2**26)
         session = open_model(file)
     spec = next(spec for spec in session.inputs if spec.name == "images")

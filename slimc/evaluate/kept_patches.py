@@ -21,6 +21,7 @@ from slimc.backends import ort
 from slimc.errors import MismatchError, ModelFileError
 from slimc.evaluate.graph_values import Open, run, values_of
 from slimc.evaluate.logits import Comparison, compare
+from slimc.files.images import Images, only
 from slimc.files.metadata import read_metadata
 from slimc.files.reference import Reference
 from slimc.ir import BoolArray, FloatArray, IndexArray
@@ -54,7 +55,7 @@ class Agreement:
     `stages` is the share of them, stage by stage, over all inputs; `equal` counts the inputs whose sets are all equal.
     """
 
-    key: ClassVar[str] = "kept"
+    key: ClassVar[str] = "kept_patches"
 
     stages: tuple[float, ...]
     equal: int
@@ -66,7 +67,7 @@ class Agreement:
         return f"kept patches: {self.equal} of {self.inputs} inputs equal; by stage {stages}"
 
 
-def run_selected(path: Path, images: FloatArray, open_model: Open = ort.load) -> Selected:
+def run_selected(path: Path, images: Images, open_model: Open = ort.load) -> Selected:
     """Run the ONNX model at `path` and tell what it kept.
 
     Raises:
@@ -79,7 +80,7 @@ def run_selected(path: Path, images: FloatArray, open_model: Open = ort.load) ->
     return Selected(logits, _positions(path, chosen))
 
 
-def run_given(path: Path, images: FloatArray, kept: Sequence[IndexArray], open_model: Open = ort.load) -> FloatArray:
+def run_given(path: Path, images: Images, kept: Sequence[IndexArray], open_model: Open = ort.load) -> FloatArray:
     """Logits [n, classes] of the ONNX model at `path` when it must keep the patches `kept`, each [n, K]."""
     model, names = _load(path)
     values = values_of(model, names)
@@ -120,8 +121,10 @@ def compare_selected(
     logits = found.logits
     same = equal_sets(found.kept, reference.kept)
     if not same.all():
-        given = run_given(path, reference.images, reference.kept, open_model)
-        logits = np.where(same[:, None], logits, given)
+        others = np.flatnonzero(~same)
+        kept = [patches[others] for patches in reference.kept]
+        logits = logits.copy()
+        logits[others] = run_given(path, only(reference.images, others), kept, open_model)
     return compare(logits, reference.logits, tolerance), agreement
 
 

@@ -9,9 +9,7 @@ apart, for a margin on it would be for nothing. It stands in Constant nodes; par
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as oir
@@ -21,14 +19,15 @@ from slimc.backends.base import image_input
 from slimc.emit.file import save
 from slimc.emit.precision import Largest, content_of
 from slimc.errors import ModelFileError
-from slimc.ir import FloatArray
+from slimc.files.images import Images
+from slimc.files.output import scratch
 
 _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 _SUFFIX = "#largest"  # no name that slimc gives has a #
 
 
-def largest_values(model: oir.Model, names: Iterable[str], images: FloatArray) -> dict[str, Largest]:
-    """The largest absolute value that each of `names`, values of `model`, takes over `images` [n, 3, height, width].
+def largest_values(model: oir.Model, names: Iterable[str], images: Images) -> dict[str, Largest]:
+    """How large each of `names`, values of `model`, gets over `images` [n, channels, height, width], in absolute value.
 
     The last batch is filled with copies of its last image. What is not a number counts as infinite.
 
@@ -41,8 +40,8 @@ def largest_values(model: oir.Model, names: Iterable[str], images: FloatArray) -
     sources = _add_maxima(measuring.graph, set(names))
     if not sources:
         return {}
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        path = Path(directory) / "measuring.onnx"
+    with scratch() as directory:
+        path = directory / "measuring.onnx"
         save(measuring, path)
         del measuring
         session = ort.load(path)

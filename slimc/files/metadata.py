@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from slimc.errors import ModelFileError
 from slimc.files.structure import Structure, from_json, to_json
 from slimc.files.version import VERSION
-from slimc.ir.preprocessing import Preprocessing
+from slimc.ir.preprocessing import CROP_PCT, INTERPOLATIONS, Preprocessing
 from slimc.targets.count import Counts
 
 PREFIX = "slimc."
@@ -47,11 +47,31 @@ def to_props(metadata: Metadata) -> dict[str, str]:
         "details": json.dumps(dict(metadata.details), sort_keys=True),
         "macs": json.dumps({"dense": metadata.dense.macs, "slim": metadata.slim.macs}),
         "params": json.dumps({"dense": metadata.dense.params, "slim": metadata.slim.params}),
-        "preprocessing": json.dumps({"mean": metadata.preprocessing.mean, "std": metadata.preprocessing.std}),
+        "preprocessing": json.dumps(preprocessing_json(metadata.preprocessing, metadata.structure.image)),
         "structure": to_json(metadata.structure),
         "precision": metadata.precision,
     }
     return {PREFIX + key: value for key, value in plain.items()}
+
+
+def preprocessing_json(preprocessing: Preprocessing, image: tuple[int, int]) -> dict[str, Any]:
+    """How images become inputs, by timm's names: `input_size` is channels, height, width."""
+    return {**asdict(preprocessing), "input_size": [len(preprocessing.mean), *image]}
+
+
+def read_preprocessing(values: Mapping[str, Any]) -> Preprocessing:
+    """What `preprocessing_json` gave; models of slimc 0.1 say mean and standard deviation only.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is something else.
+    """
+    mean, std = (tuple(float(number) for number in values[key]) for key in ("mean", "std"))
+    found = Preprocessing(
+        mean, std, float(values.get("crop_pct", CROP_PCT)), str(values.get("interpolation", "bicubic"))
+    )
+    if len(mean) != len(std) or not 0 < found.crop_pct <= 1 or found.interpolation not in INTERPOLATIONS:
+        raise ValueError(f"no preprocessing: {dict(values)}")
+    return found
 
 
 def read_metadata(model: str | Path) -> Metadata:
@@ -100,7 +120,7 @@ def _parse(props: Mapping[str, str]) -> Metadata:
         details=json.loads(props["details"]),
         dense=Counts(macs["dense"], params["dense"]),
         slim=Counts(macs["slim"], params["slim"]),
-        preprocessing=Preprocessing(tuple(preprocessing["mean"]), tuple(preprocessing["std"])),
+        preprocessing=read_preprocessing(preprocessing),
         structure=from_json(props["structure"]),
         precision=props["precision"],
         version=props["version"],

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from slimc.errors import ModelFileError
+from slimc.files.images import Images, StreamedImages
 from slimc.ir import BoolArray, FloatArray, IndexArray
 
 _DECIDED = "decided:"
@@ -28,21 +29,20 @@ class Reference:
 
     `kept` are the patches that each selection keeps, [n, K] by grid position; empty where nothing is selected. `decisions`
     are what a network decides, [n, decisions] by the name of the graph's value; the fact `exact` then says for which
-    inputs the compiled network can decide so. `files` are the images behind the seeded inputs, which a stored reference
-    does not name.
+    inputs the compiled network can decide so. Images of files are read when they are wanted; a stored reference holds all.
     """
 
-    images: FloatArray
+    images: Images
     logits: FloatArray
     facts: Mapping[str, Any]
     kept: tuple[IndexArray, ...] = ()
     decisions: Mapping[str, BoolArray] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
 
     def file_of(self, number: int) -> Path | None:
         """The image that input `number` is; none where it is a seeded one, or nobody knows."""
-        first = len(self.images) - len(self.files)
-        return self.files[number - first] if number >= first and self.files else None
+        if not isinstance(self.images, StreamedImages) or number < len(self.images.held):
+            return None
+        return self.images.files[number - len(self.images.held)]
 
 
 def reference_path(model: Path) -> Path:
@@ -56,7 +56,7 @@ def write_reference(path: Path, reference: Reference) -> None:
     kept: dict[str, Any] = {f"kept_{stage}": array for stage, array in enumerate(reference.kept)}
     decisions: dict[str, Any] = {f"{_DECIDED}{name}": array for name, array in reference.decisions.items()}
     with path.open("wb") as file:
-        np.savez(file, images=reference.images, logits=reference.logits, facts=facts, **kept, **decisions)
+        np.savez(file, images=reference.images[:], logits=reference.logits, facts=facts, **kept, **decisions)
 
 
 def read_reference(path: Path) -> Reference:

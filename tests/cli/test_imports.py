@@ -40,7 +40,7 @@ def deploy_side() -> list[str]:
     root = Path(__file__).parents[2] / "slimc"
     found = (path.relative_to(root.parent).with_suffix("").parts for path in root.rglob("*.py"))
     names = {".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in found}
-    shared = {f"slimc.models.{name}" for name in ("options", "geometry")}
+    shared = {f"slimc.models.{name}" for name in ("options", "geometry", "preprocessing")}
     return sorted(name for name in names - {"slimc.__main__"} if not name.startswith("slimc.models.") or name in shared)
 
 
