@@ -109,9 +109,8 @@ def export_network(
     )
     reference: Reference | None = None
     with replacing(*targets) as (onnx_temporary, _, reference_temporary):
-        if (
-            options.precision != "fp32"
-        ):  # its inputs show how large values get; else weights are released before it runs
+        # Its inputs show how large values get. Where that does not matter, weights are released before it runs.
+        if options.precision != "fp32":
             with watch.stage("verify", "running the PyTorch network") as advance:
                 reference = refer(advance)
         with watch.stage("emit", f"writing {output.name}"):

@@ -9,7 +9,7 @@ import onnx_ir as oir
 
 from slimc.backends import ort
 from slimc.compiler.reference import SEED
-from slimc.emit.precision import Precision, stored_in_half, to_half
+from slimc.emit.precision import Largest, Precision, stored_in_half, to_half
 from slimc.evaluate.ranges import largest_values
 from slimc.files.images import Images, seeded_images
 
@@ -38,7 +38,7 @@ def narrow(model: oir.Model, precision: Precision, images: Images | None) -> Nar
     """
     if precision == "fp32":
         return Narrowed({})
-    largest: dict[str, float] = {}
+    largest: dict[str, Largest] = {}
     warnings: tuple[str, ...] = ()
     if precision == "fp16" and ort.is_installed():
         if images is None:

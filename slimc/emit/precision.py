@@ -76,6 +76,14 @@ _SMALLEST_NORMAL_HALF = 2.0**-14
 
 
 @dataclass(frozen=True)
+class Largest:
+    """The largest absolute value seen: `measured`, and `fixed`, that of a constant which is added whatever the input."""
+
+    measured: float
+    fixed: float = 0.0
+
+
+@dataclass(frozen=True)
 class Kept:
     """A weight, product or sum that stays in float32, and why."""
 
@@ -84,14 +92,14 @@ class Kept:
 
 
 def to_half(
-    model: ir.Model, precision: Literal["fp16", "bf16"], largest: Mapping[str, float] | None = None
+    model: ir.Model, precision: Literal["fp16", "bf16"], largest: Mapping[str, Largest] | None = None
 ) -> tuple[Kept, ...]:
     """Rewrite the float32 `model` in place; inputs and outputs keep their names and types.
 
     Args:
         model: to rewrite.
         precision: to compute products in.
-        largest: the largest absolute value of those that `stored_in_half` names, where known; bfloat16 needs none.
+        largest: how large the values get that `stored_in_half` names, where known; bfloat16 does not need it.
 
     Returns:
         What stays in float32 because float16 cannot hold it: weights by their names, products and sums by their nodes'.
@@ -130,25 +138,28 @@ def break_attention_fusion(graph: ir.Graph) -> None:
 
 def unfit_for_half(weight: FloatArray) -> str | None:
     """Why `weight` cannot be held in float16; none where it can."""
-    magnitude = np.abs(weight.astype(np.float64))
     if weight.size == 0:
         return None
-    if magnitude.max() > _LARGEST_HALF:
-        return f"its largest entry {magnitude.max():.3g} is beyond {_LARGEST_HALF:.0f}"
-    subnormal = np.where(magnitude < _SMALLEST_NORMAL_HALF, weight, 0.0)
-    norm = np.linalg.norm(magnitude)
-    loss = np.linalg.norm(subnormal - subnormal.astype(np.float16)) / norm if norm > 0 else 0.0
+    magnitude = np.abs(weight)
+    largest = magnitude.max()
+    if largest > _LARGEST_HALF:
+        return f"its largest entry {largest:.3g} is beyond {_LARGEST_HALF:.0f}"
+    subnormal = weight[magnitude < _SMALLEST_NORMAL_HALF].astype(np.float64)
+    lost = np.linalg.norm(subnormal - subnormal.astype(np.float16))
+    # In units of the largest entry, whose square float32 can hold.
+    loss = lost / (float(largest) * np.linalg.norm(magnitude / largest)) if lost > 0 else 0.0
     if loss > MAX_SUBNORMAL_LOSS:
         return f"it loses {loss:.1%} of its norm to subnormals, more than {MAX_SUBNORMAL_LOSS:.1%}"
     return None
 
 
-def beyond_half(largest: float) -> str | None:
-    """Why float16 cannot hold values that reach `largest`, with the margin kept; none where it can."""
-    if largest * RANGE_MARGIN <= _LARGEST_HALF:
+def beyond_half(largest: Largest) -> str | None:
+    """Why float16 cannot hold values that get so large, with the margin kept; none where it can."""
+    if RANGE_MARGIN * largest.measured + largest.fixed <= _LARGEST_HALF:
         return None
-    short = f": less than {RANGE_MARGIN:.0f} times that" if largest <= _LARGEST_HALF else ""
-    return f"up to {largest:.2g} on the reference inputs, float16 holds {_LARGEST_HALF:.0f}{short}"
+    seen = largest.measured + largest.fixed
+    short = f": less than {RANGE_MARGIN:.0f} times that" if seen <= _LARGEST_HALF else ""
+    return f"up to {seen:.2g} on the reference inputs, float16 holds {_LARGEST_HALF:.0f}{short}"
 
 
 def _float32_values(graph: ir.Graph) -> set[ir.Value]:
@@ -192,7 +203,7 @@ class _Choice:
 
     dtype: ir.DataType
     float32: set[ir.Value]
-    largest: Mapping[str, float]
+    largest: Mapping[str, Largest]
     nodes: dict[ir.Node, None] = field(default_factory=dict)
     half: set[ir.Value] = field(default_factory=set)
     kept: dict[str, Kept] = field(default_factory=dict)
@@ -234,10 +245,11 @@ class _Choice:
         if self.dtype != ir.DataType.FLOAT16:
             return True
         for kind, values in (("results", node.outputs), ("operands", _computed(_half_inputs(node)))):
-            reason = beyond_half(max((self.largest.get(str(value.name), 0.0) for value in values), default=0.0))
-            if reason is not None:
-                self._keep(str(node.name), f"{kind} {reason}")
-                return False
+            for value in values:
+                reason = beyond_half(self.largest.get(str(value.name), Largest(0.0)))
+                if reason is not None:
+                    self._keep(str(node.name), f"{kind} {reason}")
+                    return False
         return True
 
     def _keep(self, name: str, reason: str) -> None:
