@@ -21,7 +21,7 @@ MOST_OPERATIONS = 4_000_000
 _ACTIVE = frozenset({
     *("os", "posix", "nt", "subprocess", "pty", "runpy", "socket", "shutil", "webbrowser", "ctypes", "importlib", "sys"),
     *("code", "commands", "popen2", "marshal", "pickle", "timeit", "cProfile", "profile", "pdb", "bdb", "pip", "torch.hub"),
-    *("urllib.request", "http.client", "requests"),
+    *("urllib.request", "http.client", "requests", "io.open", "_io.open", "_io.FileIO", "codecs.open"),
     *(f"builtins.{name}" for name in ("eval", "exec", "compile", "execfile", "__import__", "open", "input", "breakpoint")),
 })  # fmt: skip
 _DATA = (
@@ -35,6 +35,7 @@ _DATA = (
     "Error",
     "Exception",
     "Warning",
+    "Expired",
 )
 _LONGEST_INTEGER = 1024  # bytes
 _LONGEST_LINE = 1 << 16
