@@ -11,6 +11,7 @@ import onnx_ir as oir
 
 from slimc.backends import ort
 from slimc.compiler.compile import Compiled, compile_network
+from slimc.compiler.labelled import LabelledComparison, compare_accuracy
 from slimc.compiler.options import CompileOptions, check_options
 from slimc.compiler.reference import make_reference, shipped_part
 from slimc.emit.file import data_path, write_model
@@ -40,6 +41,7 @@ class ExportReport:
         replaced: files that were there before.
         worst_file: the image that the worst input is; none where that is a seeded one.
         milliseconds: where the time went.
+        accuracy: on the images of the data folder, where that has class folders or a labels.csv, and was compared on.
     """
 
     onnx: Path
@@ -50,6 +52,7 @@ class ExportReport:
     agreement: Choices | None = None
     replaced: tuple[Path, ...] = ()
     worst_file: Path | None = None
+    accuracy: LabelledComparison | None = None
 
 
 def export_network(
@@ -101,9 +104,11 @@ def export_network(
             reference = make_reference(
                 network, options.variant, options.batch_size, options.tolerance, files, compiled.limits, advance
             )
-            comparison, agreement = None, None
+            comparison, agreement, accuracy = None, None, None
             if verify:
                 comparison, agreement = verify_file(onnx_temporary, reference, options, output)
+                if options.data is not None:
+                    accuracy = compare_accuracy(onnx_temporary, reference, options.data)
             write_reference(reference_temporary, shipped_part(reference))
     return ExportReport(
         onnx=output,
@@ -114,6 +119,7 @@ def export_network(
         agreement=agreement,
         replaced=replaced,
         worst_file=None if comparison is None else reference.file_of(comparison.worst_input),
+        accuracy=accuracy,
     )
 
 
