@@ -90,7 +90,7 @@ def _set_bias(policy: Policy, x: Tensor, share: float) -> None:
     policy.mlp_head.bias.copy_(policy.logit_threshold - quantile)
 
 
-def pictures(count: int, image: tuple[int, int], seed: int) -> np.ndarray:  # type: ignore[type-arg]
+def pictures(count: int, image: tuple[int, int], seed: int) -> np.ndarray:
     """Random pictures [count, height, width, 3], uint8."""
     generator = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(image[0])[:, None], np.fft.rfftfreq(image[1])[None]) * image[0]
@@ -103,7 +103,7 @@ def pictures(count: int, image: tuple[int, int], seed: int) -> np.ndarray:  # ty
     return np.stack(results)
 
 
-def normalised(images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def normalised(images: np.ndarray) -> np.ndarray:
     """Pictures as the network's input [count, 3, height, width] float32."""
     pixels = (images.astype(np.float32) / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)

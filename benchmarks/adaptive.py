@@ -16,7 +16,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,15 @@ import numpy as np
 from benchmarks.ada_checkpoint import ADA_DEIT_S, write_checkpoint, write_pictures
 from slimc.backends import ort
 from slimc.backends.base import Timing
-from slimc.compiler import adaptive as ways
-from slimc.compiler.adaptive import Adaptive
-from slimc.compiler.export import Compiled, compile_checkpoint, emit_onnx
-from slimc.compiler.limits import Usage, executed_macs
+from slimc.compiler.adaptive import Adaptive, observe
+from slimc.compiler.compile import Compiled, compile_network
+from slimc.compiler.export import emit_onnx
+from slimc.compiler.limits import executed_macs
+from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
 from slimc.files.images import image_files, load_images
+from slimc.ir.gate_usage import Usage
 from slimc.targets.target import find_target
 
 
@@ -49,7 +51,7 @@ class Row:
 
 def compile_ways(checkpoint: Path, data: Path, quantile: float, directory: Path) -> dict[str, Compiled]:
     """Every way compiled, and its ONNX model written as ``<way>.onnx``."""
-    compiled = {}
+    compiled, network = {}, load_network(checkpoint)
     plans = {
         "dense": CompileOptions(variant="dense"),
         "masked": CompileOptions(adaptive=Adaptive()),
@@ -58,13 +60,12 @@ def compile_ways(checkpoint: Path, data: Path, quantile: float, directory: Path)
         "conditional+capacity": CompileOptions(adaptive=Adaptive(True, True, quantile), data=data),
     }
     for way, plan in plans.items():
-        options = CompileOptions(**{**vars(plan), "target": find_target("cpu", threads=1)})
-        compiled[way], _ = compile_checkpoint(checkpoint, {}, options)
-        write_model(emit_onnx(compiled[way], options), directory / f"{way}.onnx")
+        compiled[way] = compile_network(network, replace(plan, target=find_target("cpu", threads=1)))
+        write_model(emit_onnx(compiled[way]), directory / f"{way}.onnx")
     return compiled
 
 
-def least_times(models: dict[str, Path], images: np.ndarray, rounds: int) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def least_times(models: dict[str, Path], images: np.ndarray, rounds: int) -> dict[str, np.ndarray]:
     """Least seconds of every model on every image; the models take turns."""
     sessions = {way: ort.load(path, threads=1) for way, path in models.items()}
     times = {way: np.full(len(images), np.inf) for way in models}
@@ -78,7 +79,7 @@ def least_times(models: dict[str, Path], images: np.ndarray, rounds: int) -> dic
     return times
 
 
-def all_macs(compiled: dict[str, Compiled], usage: Usage) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def all_macs(compiled: dict[str, Compiled], usage: Usage) -> dict[str, np.ndarray]:
     """MACs that every way executes on every image."""
     target = find_target("cpu", threads=1)
     return {
@@ -89,8 +90,8 @@ def all_macs(compiled: dict[str, Compiled], usage: Usage) -> dict[str, np.ndarra
 
 def rows(
     compiled: dict[str, Compiled],
-    macs: dict[str, np.ndarray],  # type: ignore[type-arg]
-    times: dict[str, np.ndarray],  # type: ignore[type-arg]
+    macs: dict[str, np.ndarray],
+    times: dict[str, np.ndarray],
     worst: dict[str, float],
 ) -> list[Row]:
     """One row a way."""
@@ -132,9 +133,9 @@ def main() -> None:
         if options.data is None:
             write_pictures(data, options.images, ADA_DEIT_S.image, 0)
         compiled = compile_ways(checkpoint, data, options.quantile, directory)
-        searched, files = compiled["masked"].searched, image_files(data)[: options.images]
-        usage = ways.observe(searched, files)
-        images = load_images(files, searched.masked.image, searched.preprocessing)
+        network, files = compiled["masked"].network, image_files(data)[: options.images]
+        usage = observe(network, files, lambda *_: None)
+        images = load_images(files, network.masked.image, network.preprocessing)
         macs, models = all_macs(compiled, usage), {way: directory / f"{way}.onnx" for way in compiled}
         times = least_times(models, images, options.rounds)
         worst = {}

@@ -16,7 +16,7 @@ from slimc.compiler.engine import EngineOptions, build_engine
 from slimc.compiler.export import export_network
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions
-from slimc.models.options import Variant
+from slimc.models.system import Variant
 from slimc.targets.target import find_target
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
@@ -48,7 +48,7 @@ def measure(size: str, target: str, folder: Path, budget: float = 0.7) -> Iterat
 def _build(checkpoint: Path, variant: Variant, target: str, folder: Path) -> EngineFacts:
     onnx = folder / f"{checkpoint.stem}-{variant}-{target}.onnx"
     export_network(
-        load_network(checkpoint), onnx, CompileOptions(variant=variant, target=find_target(target), verify=False)
+        load_network(checkpoint), onnx, CompileOptions(variant=variant, target=find_target(target)), verify=False
     )
     options = EngineOptions(backend="tensorrt-rtx", targets=(target,), precision="fp16", verify=False)
     return build_engine(onnx, onnx.with_suffix(".engine"), options).facts

@@ -25,7 +25,7 @@ from slimc.compiler.load import load_network
 from slimc.compiler.pipeline import compile_model, passes_for
 from slimc.emit.file import write_model
 from slimc.emit.model import emit
-from slimc.models.options import Network
+from slimc.models.system import Network
 from slimc.targets.count import count
 from slimc.targets.target import Target, find_target
 

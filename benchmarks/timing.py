@@ -50,7 +50,7 @@ def measure(paths: Sequence[Path], engine: str, threads: int, effort: Effort) ->
     gathered = []
     for i in range(_PROCESSES):
         order = np.roll(np.arange(len(paths)), i * len(paths) // _PROCESSES)
-        finished = subprocess.run([*command, *(str(paths[j]) for j in order)], check=True, stdout=subprocess.PIPE)
+        finished = subprocess.run([*command, *(str(paths[int(j)]) for j in order)], check=True, stdout=subprocess.PIPE)
         gathered.append(np.array(json.loads(finished.stdout.splitlines()[-1]))[:, np.argsort(order)])
     return np.concatenate(gathered, axis=2)
 
@@ -73,7 +73,7 @@ def time_in_turns(runs: Sequence[Callable[[], object]], effort: Effort) -> Times
             results = [_run(runs[i]) for _ in range(repeats[i])]
             times[i] = min(seconds for seconds, _ in results), min(processor for _, processor in results)
         rounds.append(times)
-    return np.array(rounds).transpose(2, 1, 0)
+    return np.asarray(np.array(rounds).transpose(2, 1, 0))
 
 
 def _run(run: Callable[[], object]) -> tuple[float, float]:

@@ -43,7 +43,7 @@ def load(checkpoint: Checkpoint, options: AdaVitOptions, system: System) -> Netw
     config = read_config(weights, checkpoint.path, checkpoint.args, options)
     masked = to_ir(weights, config)
     weights.finish()
-    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options)
+    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options, channels=config.channels)
     return Network(
         system=system,
         path=checkpoint.path,
@@ -100,9 +100,17 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
         heads_bias=f"{last}.head_select.mlp_head.bias" in weights,
         branches_bias=f"{last}.layer_select.mlp_head.bias" in weights,
         tokens_bias=f"{last}.attn.token_select.mlp_head.bias" in weights,
+        channels=_channels(weights) if t2t else weights.image_channels("patch_embed.proj.weight"),
         token_dim=weights.shape("tokens_to_token.attention1.w", axes=2)[1] if t2t else None,
         random_features=weights.shape("tokens_to_token.attention1.w", axes=2)[0] if t2t else 0,
     )
+
+
+def _channels(weights: Weights) -> int:
+    """Channels of the image that T2T-ViT's first windows cut up."""
+    side = SPLITS[0][0]
+    entries = weights.shape("tokens_to_token.attention1.norm1.weight", axes=1)[0]
+    return weights.check_channels("tokens_to_token.attention1.norm1.weight", entries / side**2)
 
 
 def _patch(weights: Weights, path: Path) -> tuple[int, int]:
@@ -151,9 +159,9 @@ def to_ir(weights: Weights, config: AdaVitConfig) -> ir.Model:
 def _stem(weights: Weights, config: AdaVitConfig) -> tuple[tuple[ir.SoftSplit, ...], ir.PatchEmbed]:
     dim, width = config.dim, config.token_dim
     if width is None:
-        weight = weights.take("patch_embed.proj.weight", (dim, 3, *config.patch))
+        weight = weights.take("patch_embed.proj.weight", (dim, config.channels, *config.patch))
         return (), ir.PatchEmbed(weight, weights.take("patch_embed.proj.bias", (dim,)))
-    stages, channels = [], 3
+    stages, channels = [], config.channels
     for i, (side, stride, padding) in enumerate(SPLITS):
         channels *= side**2
         last = i == len(SPLITS) - 1

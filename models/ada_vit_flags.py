@@ -116,7 +116,7 @@ def tokens_with_mlp(path: Path, args: Mapping[str, Any], options: AdaVitOptions,
     """
     stored, given = args.get("ada_token_with_mlp"), options.ada_token_with_mlp
     if not decides:
-        if given:
+        if given is not None:
             raise OptionError(f"--ada-token-with-mlp: {path} has no token decisions")
         return False
     if isinstance(stored, bool) and given not in (None, stored):

@@ -52,6 +52,7 @@ class AdaVitConfig:
     tokens_bias: bool = True
     token_dim: int | None = None
     random_features: int = 0
+    channels: int = 3
 
     @property
     def head_dim(self) -> int:
@@ -213,15 +214,15 @@ def _decides(first: int | None, layer: int) -> bool:
 
 
 class AdaptiveVisionTransformer(nn.Module):
-    """AdaViT: images [B, 3, height, width] to logits [B, classes]."""
+    """AdaViT: images [B, channels, height, width] to logits [B, classes]."""
 
     def __init__(self, config: AdaVitConfig) -> None:
         super().__init__()
         self.config = config
         if config.token_dim is None:
-            self.patch_embed = PatchEmbed(config.patch, config.dim)
+            self.patch_embed = PatchEmbed(config.channels, config.patch, config.dim)
         else:
-            self.tokens_to_token = TokensToToken(config.dim, config.token_dim, config.random_features)
+            self.tokens_to_token = TokensToToken(config.channels, config.dim, config.token_dim, config.random_features)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.dim), requires_grad=config.token_dim is None)
         self.blocks = nn.ModuleList(AdaptiveBlock(config, layer) for layer in range(config.depth))

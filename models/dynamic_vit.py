@@ -49,7 +49,7 @@ def load(checkpoint: Checkpoint, options: DynamicVitOptions, system: System) -> 
     config = read_config(weights, shapes, ratios, checkpoint.args, options)
     masked = to_ir(weights, config)
     weights.finish()
-    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options)
+    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options, channels=config.channels)
     return Network(
         system=system,
         path=checkpoint.path,
@@ -110,6 +110,7 @@ def read_config(
         stem=stem,
         auxiliary="aux_head.weight" in weights,
         skip_lam=residual_divisor(shapes, options),
+        channels=weights.image_channels("patch_embed.conv1.weight" if stem else "patch_embed.proj.weight"),
         eps=1e-5 if shapes.family == "LV-ViT" else 1e-6,
     )
 
@@ -135,7 +136,9 @@ def to_ir(weights: Weights, config: DynamicVitConfig) -> ir.Model:
     position = weights.take("pos_embed", (1, 1 + config.patches, dim))[0]
     embedding = ir.Embedding(
         patch=ir.PatchEmbed(
-            weight=weights.take("patch_embed.proj.weight", (dim, config.stem[-1][0] if stem else 3, *kernel)),
+            weight=weights.take(
+                "patch_embed.proj.weight", (dim, config.stem[-1][0] if stem else config.channels, *kernel)
+            ),
             bias=weights.take("patch_embed.proj.bias", (dim,)),
         ),
         prefix=weights.take("cls_token", (1, 1, dim))[0],
@@ -148,7 +151,7 @@ def to_ir(weights: Weights, config: DynamicVitConfig) -> ir.Model:
 
 
 def _stem(weights: Weights, config: DynamicVitConfig) -> tuple[ir.Convolution, ...]:
-    channels, stem = 3, []
+    channels, stem = config.channels, []
     for i, (out, kernel) in enumerate(config.stem, 1):
         norm = _batch_norm(weights, f"patch_embed.bn{i}", out, config.batch_norm_eps)
         weight = weights.take(f"patch_embed.conv{i}.weight", (out, channels, kernel, kernel))

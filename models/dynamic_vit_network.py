@@ -49,6 +49,7 @@ class DynamicVitConfig:
     eps: float = 1e-6
     predictor_eps: float = 1e-5
     batch_norm_eps: float = 1e-5
+    channels: int = 3
 
     def stage(self, layer: int) -> int | None:
         """The predictor before the block `layer` that drops patches in evaluation; none where there is none."""
@@ -157,7 +158,7 @@ class ConvStem(nn.Module):
 
     def __init__(self, config: DynamicVitConfig) -> None:
         super().__init__()
-        channels = 3
+        channels = config.channels
         for i, (out, kernel) in enumerate(config.stem, 1):
             stride = 2 if i == 1 else 1
             convolution = nn.Conv2d(channels, out, kernel, stride=stride, padding=kernel // 2, bias=False)
@@ -169,7 +170,7 @@ class ConvStem(nn.Module):
         self.layers = len(config.stem)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Patches [B, N, C] of images [B, 3, height, width]."""
+        """Patches [B, N, C] of images [B, channels, height, width]."""
         x = images
         for i in range(1, self.layers + 1):
             x = F.relu(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(x)))
@@ -177,7 +178,7 @@ class ConvStem(nn.Module):
 
 
 class DynamicVisionTransformer(nn.Module):
-    """DynamicViT: images [B, 3, height, width] to logits [B, classes], or to `Masked` in training mode."""
+    """DynamicViT: images [B, channels, height, width] to logits [B, classes], or to `Masked` in training mode."""
 
     def __init__(self, config: DynamicVitConfig) -> None:
         super().__init__()
@@ -185,7 +186,7 @@ class DynamicVisionTransformer(nn.Module):
         if config.stem:
             self.patch_embed: nn.Module = ConvStem(config)
         else:
-            self.patch_embed = PatchEmbed(config.patch, config.dim)
+            self.patch_embed = PatchEmbed(config.channels, config.patch, config.dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.patches, config.dim))
         self.blocks = nn.ModuleList(Block(config, hidden) for hidden in config.hidden)

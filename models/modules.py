@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches [B, 3, height, width] to rows [B, patches, C], row-major."""
+    """Non-overlapping patches [B, channels, height, width] to rows [B, patches, C], row-major."""
 
-    def __init__(self, patch: tuple[int, int], dim: int) -> None:
+    def __init__(self, channels: int, patch: tuple[int, int], dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
 
     def forward(self, images: Tensor) -> Tensor:
         """Rows of `images`."""

@@ -7,7 +7,7 @@ setting to the checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,12 @@ def option(help: str, *, parse: Callable[[str, str], Any] | None = None, metavar
 def flag(name: str) -> str:
     """The option of the command line for the field `name`."""
     return "--" + name.replace("_", "-")
+
+
+def said(options: Mapping[str, Any], ema: bool | None) -> list[str]:
+    """What was said about a checkpoint, as it stands on the command line: those of `options` that are not None."""
+    found = {"ema": ema, **options}
+    return [flag(f"no_{name}" if value is False else name) for name, value in found.items() if value is not None]
 
 
 def share(text: str, name: str) -> float:
@@ -96,8 +102,12 @@ def head_effect(text: str, name: str) -> HeadEffect:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Options of every system: geometry that the shapes of the weights may leave open, and how images become inputs."""
+    """Options of every system: which weights to take, geometry that shapes leave open, and how images become inputs."""
 
+    state_key: str | None = option(
+        "Which weights, where the file has several: the names that lead to them, such as state_dict.student.",
+        metavar="PATH",
+    )
     img_size: tuple[int, int] | None = option("Image height and width in pixels.", metavar="H W")
     num_heads: int | None = option("Heads of an attention, where the checkpoint cannot tell.")
     mean: tuple[float, float, float] | None = option(

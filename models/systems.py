@@ -101,6 +101,11 @@ class AdaVit(System):
 SYSTEMS: tuple[System, ...] = (VitSlim(), DynamicVit(), AdaVit())
 
 
+def recognises(keys: Collection[str]) -> bool:
+    """Whether a state dict with these `keys` is of a system."""
+    return any(system.recognises(keys) for system in SYSTEMS)
+
+
 def recognise(checkpoint: Checkpoint) -> System:
     """The system that `checkpoint` is of.
 

@@ -40,11 +40,11 @@ class TokenPerformer(nn.Module):
 
 
 class TokensToToken(nn.Module):
-    """Images [B, 3, height, width] to rows [B, patches, dim], one for every 16 x 16 pixels."""
+    """Images [B, channels, height, width] to rows [B, patches, dim], one for every 16 x 16 pixels."""
 
-    def __init__(self, dim: int, width: int, features: int) -> None:
+    def __init__(self, channels: int, dim: int, width: int, features: int) -> None:
         super().__init__()
-        self.attention1 = TokenPerformer(3 * SPLITS[0][0] ** 2, width, features)
+        self.attention1 = TokenPerformer(channels * SPLITS[0][0] ** 2, width, features)
         self.attention2 = TokenPerformer(width * SPLITS[1][0] ** 2, width, features)
         self.project = nn.Linear(width * SPLITS[2][0] ** 2, dim)
 

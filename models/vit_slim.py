@@ -42,7 +42,7 @@ def load(checkpoint: Checkpoint, options: VitSlimOptions, system: System) -> Net
     masks, thresholds = binary_masks(zetas, budgets, config.heads, config.head_dim)
     masked = to_ir(weights, config, masks)
     weights.finish()
-    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options)
+    preprocessing, warnings = read_preprocessing(checkpoint, config.image, options, channels=config.channels)
     return Network(
         system=system,
         path=checkpoint.path,
@@ -80,6 +80,7 @@ def read_config(weights: Weights, path: Path, args: Mapping[str, Any], options: 
         scale=_scale(options.qk_scale, dim // heads),
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
         distilled=distilled,
+        channels=weights.image_channels("patch_embed.proj.weight"),
         representation=weights.shape("pre_logits.fc.weight", axes=2)[0] if "pre_logits.fc.weight" in weights else None,
     )
 
@@ -125,8 +126,10 @@ def read_budgets(path: Path, args: Mapping[str, Any], options: VitSlimOptions) -
     """Budgets from the options, else from the training arguments.
 
     Raises:
-        BudgetError: one is in neither, or is not in (0, 1].
+        BudgetError: one is in neither, or is not in (0, 1]; or `budget` is given besides one for each kind.
     """
+    if options.budget is not None and None not in (options.budget_attn, options.budget_mlp, options.budget_patch):
+        raise BudgetError("--budget: --budget-attn, --budget-mlp and --budget-patch leave nothing for it to say")
     values: dict[str, float] = {}
     for kind in ("attn", "mlp", "patch"):
         given, stored = getattr(options, f"budget_{kind}"), args.get(f"budget_{kind}")
@@ -174,7 +177,7 @@ def to_ir(weights: Weights, config: VitSlimConfig, masks: Sequence[Masks]) -> ir
         tokens.append(weights.take("dist_token", (1, 1, dim))[0])
     embedding = ir.Embedding(
         patch=ir.PatchEmbed(
-            weight=weights.take("patch_embed.proj.weight", (dim, 3, *config.patch)),
+            weight=weights.take("patch_embed.proj.weight", (dim, config.channels, *config.patch)),
             bias=weights.take("patch_embed.proj.bias", (dim,)),
         ),
         prefix=np.concatenate(tokens),

@@ -34,6 +34,7 @@ class VitSlimConfig:
     distilled: bool = False
     representation: int | None = None
     eps: float = 1e-6
+    channels: int = 3
 
     @property
     def head_dim(self) -> int:
@@ -131,12 +132,12 @@ class PreLogits(nn.Module):
 
 
 class MaskedVisionTransformer(nn.Module):
-    """ViT-Slim: images [B, 3, height, width] to logits [B, classes]."""
+    """ViT-Slim: images [B, channels, height, width] to logits [B, classes]."""
 
     def __init__(self, config: VitSlimConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbed(config.patch, config.dim)
+        self.patch_embed = PatchEmbed(config.channels, config.patch, config.dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if config.distilled else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.dim))

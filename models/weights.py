@@ -44,6 +44,20 @@ class Weights:
             raise CheckpointError(f"{self._path}: {key} has the shape {_text(shape)}, expected {axes} axes, none empty")
         return shape
 
+    def image_channels(self, key: str) -> int:
+        """Channels of the image, from the convolution `key` that reads it.
+
+        Raises:
+            CheckpointError: there are none, or more than 4.
+        """
+        return self.check_channels(key, self.shape(key, axes=4)[1])
+
+    def check_channels(self, key: str, channels: float) -> int:
+        """`channels`, which `key` tells, where images can have so many: 1 to 4."""
+        if channels not in range(1, 5):
+            raise CheckpointError(f"{self._path}: {key} reads images of {channels:g} channels; expected 1 to 4")
+        return int(channels)
+
     def count(self, prefix: str) -> int:
         """Number of consecutive indices ``prefix.0``, ``prefix.1``, ... that have weights."""
         pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")

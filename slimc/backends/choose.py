@@ -21,18 +21,27 @@ BACKENDS = (
 )
 
 
-def open_session(path: Path, backend: str = "auto", *, threads: int | None = None) -> Session:
+def runs_on_cpu(path: Path, backend: str) -> bool:
+    """Whether `backend` runs the file at `path`, or what a checkpoint there is compiled to, on a CPU."""
+    return path.suffix != ".engine" and (backend in ("auto", "onnxruntime") or backend.startswith("openvino"))
+
+
+def open_session(path: Path, backend: str = "auto", *, threads: int | None = None, rounded: bool = False) -> Session:
     """Load the ONNX model or engine at `path`; ``auto`` is ONNX Runtime's CPU, or the library the engine is of.
+
+    With `rounded`, ONNX Runtime's CPU rounds what a model stores in half precision, as a device that has it does.
 
     Raises:
         MissingError: the back end, or a GPU it needs, is not on this machine.
         ModelFileError: the file cannot be loaded.
-        OptionError: there is no such back end, or it does not take this kind of file.
+        OptionError: there is no such back end, it does not take this kind of file, or it takes no threads.
     """
     if backend not in ("auto", *BACKENDS):
         raise OptionError(f"--backend: {backend!r} is unknown; expected auto, {', '.join(BACKENDS)}")
     if threads is not None and threads < 1:
         raise OptionError(f"--threads: {threads} threads cannot run anything; expected at least 1")
+    if threads is not None and not runs_on_cpu(path, backend):
+        raise OptionError(f"--threads: are those of a CPU, and {path} does not run on one with --backend {backend}")
     if path.suffix == ".engine":
         return _open_engine(path, backend)
     if path.suffix != ".onnx":
@@ -46,7 +55,7 @@ def open_session(path: Path, backend: str = "auto", *, threads: int | None = Non
     from slimc.backends import ort
 
     providers: dict[str, ort.Provider] = {"onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}
-    return ort.load(path, provider=providers.get(backend, "cpu"), threads=threads)
+    return ort.load(path, provider=providers.get(backend, "cpu"), threads=threads, rounded=rounded)
 
 
 def _open_engine(path: Path, backend: str) -> Session:

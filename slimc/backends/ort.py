@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +15,17 @@ import numpy as np
 from slimc.backends import cores
 from slimc.backends.base import Array, TensorSpec, Timer, Timing
 from slimc.errors import MissingError, ModelFileError
+from slimc.files.output import scratch
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 # float32 is to mean float32: by default CUDA rounds the operands of products to 10 bits.
 _OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
+# The first version that reads an opset: tried by `python -m benchmarks.versions`, and ONNX Runtime's own table for those
+# that slimc does not emit by itself. The Attention operator of 23 came with 1.23.0 and computes rightly from 1.23.2 on.
+_FIRST = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.23.2"}
+_POSITION = r"/\S*\.(?:cc|h|cpp):\d+ \S.*?\) (?=[A-Z])"  # a source file and the signature of a function
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -67,7 +73,14 @@ def is_installed() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, pinned: bool = False) -> OrtSession:
+def load(
+    path: Path,
+    *,
+    provider: Provider = "cpu",
+    threads: int | None = None,
+    pinned: bool = False,
+    rounded: bool = False,
+) -> OrtSession:
     """Load the ONNX model at `path`.
 
     Args:
@@ -76,6 +89,8 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, 
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
         pinned: for measuring several sessions in one process: threads that wait for work sleep, and workers keep to
             the cores behind the first that this thread may use, one each.
+        rounded: on the CPU, for judging: round every result that the model stores in half precision to that, which
+            ONNX Runtime skips in float16 (`slimc.emit.rounding`). Slower, so not for measuring.
 
     Raises:
         MissingError: onnxruntime or the provider is not on this machine.
@@ -95,16 +110,18 @@ def load(path: Path, *, provider: Provider = "cpu", threads: int | None = None, 
             numbers = ";".join(str(core + 1) for core in workers)
             options.add_session_config_entry("session.intra_op_thread_affinities", numbers)
     providers = [(_PROVIDERS[name], _OPTIONS.get(name, {})) for name in _chain(provider)]
+    rounded = rounded and provider == "cpu"
     try:
-        session = _session(onnxruntime, path, options, providers)
+        open_session = _rounding_session if rounded else _session
+        session = open_session(onnxruntime, path, options, providers)
     except Exception as error:  # its exceptions share no base below Exception
-        raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {_reason(error)}") from None
+        raise ModelFileError(f"{path}: {too_old(path, onnxruntime.__version__) or refusal(error)}") from None
     if _PROVIDERS[provider] not in session.get_providers():
         raise MissingError(
             f"onnxruntime: {_PROVIDERS[provider]} is there but does not start; is there a GPU and its driver?"
         )
     return OrtSession(
-        backend=f"onnxruntime {onnxruntime.__version__} {provider}",
+        backend=f"onnxruntime {onnxruntime.__version__} {provider}{', half precision rounded' if rounded else ''}",
         inputs=tuple(_spec(path, node) for node in session.get_inputs()),
         outputs=tuple(_spec(path, node) for node in session.get_outputs()),
         provider=provider,
@@ -119,13 +136,22 @@ def _session(onnxruntime: Any, path: Path, options: Any, providers: list[tuple[s
     except Exception as error:
         if type(error).__name__ != "NotImplemented":
             raise
-        import onnx_ir
+        return _rounding_session(onnxruntime, path, options, providers)
 
-        from slimc.emit.precision import compute_in_float32
 
-        model = onnx_ir.load(path)
-        compute_in_float32(model)
-        return onnxruntime.InferenceSession(onnx_ir.to_proto(model).SerializeToString(), options, providers=providers)
+def _rounding_session(onnxruntime: Any, path: Path, options: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:  # noqa: ANN401
+    """A session that computes in float32 and rounds what the model stores in half precision."""
+    import onnx_ir
+
+    from slimc.emit.file import save
+    from slimc.emit.rounding import round_results
+
+    model = onnx_ir.load(path)
+    round_results(model)
+    with scratch() as directory:
+        file = directory / "rounding.onnx"
+        save(model, file)
+        return onnxruntime.InferenceSession(file, options, providers=providers)
 
 
 def _chain(provider: Provider) -> tuple[Provider, ...]:
@@ -158,5 +184,31 @@ def _numpy_name(kind: str) -> str:
     return kind if kind == "bfloat16" else np.dtype(kind).name
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def too_old(path: Path, version: str) -> str:
+    """Why ONNX Runtime `version` does not serve the model at `path`, and what does; empty where its age is no reason."""
+    import onnx
+
+    from slimc.emit.model import OPSETS
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # no ONNX model: then that is the reason, and not the runtime
+        return ""
+    opset = max((used.version for used in model.opset_import if not used.domain), default=0)
+    needed = _FIRST.get(opset)
+    if needed is None or _numbers(version) >= _numbers(needed):
+        return ""
+    older = "" if opset <= OPSETS[0] else f", or export it with --opset {OPSETS[0]}"
+    return (
+        f"opset {opset} needs ONNX Runtime {needed} or newer, and here is {version}: pip install -U onnxruntime{older}"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a version, without what marks a build."""
+    return tuple(int(part) for part in version.split("+", maxsplit=1)[0].split(".") if part.isdigit())
+
+
+def refusal(error: Exception) -> str:
+    """ONNX Runtime's own words, without its source positions."""
+    return f"ONNX Runtime cannot load it: {' '.join(re.sub(_POSITION, '', str(error)).split())[:300]}"

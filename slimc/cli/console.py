@@ -44,23 +44,26 @@ class Output:
         inputs: Mapping[Path, str | None] | None = None,
         outputs: Sequence[Path] = (),
     ) -> None:
-        """Print the machine-readable result, where that was asked for; docs/json.md says what is in it.
+        """Print the machine-readable result, where that was asked for; docs/reference/json.md says what is in it.
 
         Args:
             command: whose result it is.
             values: what the command found.
-            inputs: files that were read, with their SHA-256 where it is known already.
+            inputs: files that were read, but for the images of a folder, with their SHA-256 where it is known already.
             outputs: files that were written.
         """
         if not self.json:
             return
         from slimc.backends import host
+        from slimc.errors import InternalError
         from slimc.files.digest import sha256
         from slimc.files.version import VERSION
 
         read = [{"path": str(path), "sha256": known or sha256(path)} for path, known in (inputs or {}).items()]
         written = [{"path": str(path), "sha256": sha256(path)} for path in outputs]
         header = {"slimc": VERSION, "command": command, "host": host.describe(), "inputs": read, "outputs": written}
+        if taken := header.keys() & values.keys():
+            raise InternalError(f"--json: {', '.join(sorted(taken))} would stand in the place of the header's")
         sys.stdout.write(json.dumps({**header, **values}, indent=2, default=_plain, allow_nan=False) + "\n")
 
     @contextmanager

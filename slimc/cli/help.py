@@ -20,7 +20,7 @@ def _write(formatter: Any, panels: dict[str, list[tuple[str, str]]]) -> None:  #
                 formatter.write_dl(rows)
 
 
-def _option_panels(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:  # noqa: ANN401
+def option_panels(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:  # noqa: ANN401
     """Names and help of arguments and options, by their panel: a checkpoint's, with one a system, before the output's."""
     titles = ("Arguments", _DEFAULT, CHECKPOINT, *(system.title for system in SYSTEMS), TARGET, OUTPUT)
     panels: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
@@ -34,12 +34,23 @@ def _option_panels(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]: 
     return panels
 
 
+def command_panels(group: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:  # noqa: ANN401
+    """Names and summaries of commands, by their panel."""
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        if command is not None and not command.hidden:
+            title = getattr(command, "rich_help_panel", None) or "Commands"
+            panels.setdefault(title, []).append((name, command.short_help or ""))
+    return panels
+
+
 class Command(TyperCommand):
     """A command whose options stand in their panels."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Write all options."""
-        _write(formatter, _option_panels(self, ctx))
+        _write(formatter, option_panels(self, ctx))
 
 
 class Group(TyperGroup):
@@ -47,10 +58,4 @@ class Group(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Write all commands, and the few options that they share."""
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                title = getattr(command, "rich_help_panel", None) or "Commands"
-                panels.setdefault(title, []).append((name, command.short_help or ""))
-        _write(formatter, {**panels, **_option_panels(self, ctx)})
+        _write(formatter, {**command_panels(self, ctx), **option_panels(self, ctx)})

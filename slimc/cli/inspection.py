@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import slimc
-from slimc.cli.results import compiled_json, counts_json
+from slimc.cli.results import compiled_json, counts_json, structure_json
 from slimc.errors import OptionError
 from slimc.models.systems import find_system
 
@@ -91,7 +91,8 @@ def inspect_checkpoint(
     compiled = slimc.compile(network, **how, progress=progress)
     kept = None if picture is None or picture.image is None else _kept_by_network(network, picture.image)
     facts = network.system.facts(network.settings, network.details)
-    values = {**compiled_json(compiled), **_kept_json(kept), **asdict(compiled.structure)}
+    values = {**compiled_json(compiled), **_kept_json(kept), **structure_json(compiled.structure)}
+    del values["batch_size"]  # says nothing about a structure
     found = Inspection(
         values=values,
         title=network.system.title,
@@ -116,19 +117,20 @@ def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> 
     metadata = slimc.read_metadata(source)
     kept = None if picture is None or picture.image is None else _kept_by_model(source, metadata, picture.image)
     system = find_system(metadata.system)
+    compiling = ("tuned", "adaptive", "limits")  # how it was compiled, which has keys of its own
     values = {
         "system": metadata.system,
         "variant": metadata.variant,
         "target": metadata.target,
         "precision": metadata.precision,
         "settings": dict(metadata.settings),
-        "adaptive": metadata.details.get("adaptive"),
-        "limits": metadata.details.get("limits"),
+        "details": {name: value for name, value in metadata.details.items() if name not in compiling},
+        **{name: metadata.details.get(name) for name in compiling},
         "preprocessing": preprocessing_json(metadata.preprocessing, metadata.structure.image),
         "warnings": [],
         **counts_json(metadata.dense, metadata.slim),
         **_kept_json(kept),
-        **asdict(metadata.structure),
+        **structure_json(metadata.structure),
     }
     facts = () if system is None else system.facts(metadata.settings, metadata.details)
     found = Inspection(
@@ -181,14 +183,17 @@ def inspect_usage(
 
         with progress("drawing"):
             plot_usage(found, network.masked.grid, source.name, picture.path, picture.look)
-    macs = {"dense": found.macs_dense, "mean": found.mean_macs, "quantiles": found.quantiles}
     values = {
         "system": network.system.name,
+        "variant": "masked",
         "settings": dict(network.settings),
-        "preprocessing": preprocessing_json(network.preprocessing, network.masked.image),
+        "details": dict(network.details),
+        "data": str(data),
+        "images": found.images,
+        "macs": {"dense": found.macs_dense, "mean": found.mean_macs, "quantiles": found.quantiles},
+        "blocks": [asdict(block) for block in found.blocks],
         "warnings": list(network.warnings),
-        **asdict(found),
-        "macs": macs,
+        "preprocessing": preprocessing_json(network.preprocessing, network.masked.image),
     }
     return Inspection(
         values=values,

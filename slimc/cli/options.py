@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from slimc.errors import OptionError
-from slimc.models.options import ModelOptions, flag
+from slimc.models.options import ModelOptions, flag, said
 from slimc.models.systems import SYSTEMS
 
 if TYPE_CHECKING:
@@ -101,19 +101,19 @@ class Given:
         Raises:
             OptionError: anything was said; `reason` says why it does not apply.
         """
-        said = {"ema": self.ema, **self.options}
-        refuse({flag(name): value for name, value in said.items()}, source, reason)
+        for option in said(self.options, self.ema):
+            raise OptionError(f"{option}: {source} {reason}")
 
 
 def refuse(options: Mapping[str, object], source: Path, reason: str) -> None:
-    """Refuse those of `options`, by name, that were given: they are neither None, False nor empty.
+    """Refuse those of `options`, by name, that were given: they are not None.
 
     Raises:
         OptionError: one was given.
     """
-    given = [name for name, value in options.items() if value not in (None, False, (), [])]
-    if given:
-        raise OptionError(f"{given[0]}: {source} {reason}")
+    for option, value in options.items():
+        if value is not None:
+            raise OptionError(f"{option}: {source} {reason}")
 
 
 def takes_checkpoint(command: Callable[..., None]) -> Callable[..., None]:
@@ -220,16 +220,23 @@ def read_plot(
         MissingError: matplotlib is not installed.
     """
     if plot is None:
-        said = {"--plot-panel": panels, "--plot-size": size, "--plot-dpi": dpi}
-        given = [name for name, value in said.items() if value]
-        if given:
-            raise OptionError(f"{given[0]}: says how a picture looks; give --plot OUT.png too")
+        for option, value in (("--plot-panel", panels or None), ("--plot-size", size), ("--plot-dpi", dpi)):
+            if value is not None:
+                raise OptionError(f"{option}: says how a picture looks; give --plot OUT.png too")
         return None
+    if dpi is not None and plot.suffix.lower() in (".pdf", ".svg"):
+        raise OptionError(f"--plot-dpi: {plot} is drawn in lines, not in dots; expected a .png, or leave it out")
     from slimc.report.drawing import PlotOptions, check_plot
 
     options = PlotOptions(tuple(panels), size, **({} if dpi is None else {"dpi": dpi}))
     check_plot(plot, options, available)
     return options
+
+
+def inputs(*paths: Path | None) -> dict[Path, None]:
+    """Those of `paths` that were given, and what describes engines, as inputs of `slimc.cli.console.Output.result`."""
+    given = [path for path in paths if path is not None]
+    return dict.fromkeys([*given, *(path.with_name(f"{path.name}.json") for path in given if path.suffix == ".engine")])
 
 
 def overwritten(paths: Iterable[Path]) -> str:

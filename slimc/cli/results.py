@@ -1,8 +1,8 @@
-"""Reports as the plain values of ``--json``: docs/json.md says what every key means, and in which unit."""
+"""Reports as the plain values of ``--json``: docs/reference/json.md says what every key means, and in which unit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slimc.cli.demo import DemoResult
+    from slimc.cli.doctor import Finding
     from slimc.compiler.compile import Compiled
     from slimc.compiler.engine import EngineReport
     from slimc.compiler.export import ExportReport
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from slimc.evaluate.compare import Choices
     from slimc.evaluate.latency import Measurement, Realised
     from slimc.evaluate.logits import Comparison
+    from slimc.files.structure import Structure
     from slimc.targets.count import Counts
+    from slimc.targets.tuning import Tuning
 
 
 def counts_json(dense: Counts, slim: Counts) -> dict[str, Any]:
@@ -41,12 +44,22 @@ def compiled_json(compiled: Compiled) -> dict[str, Any]:
         "precision": options.precision,
         "batch_size": options.batch_size,
         "settings": dict(network.settings),
+        "details": dict(network.details),
+        "tuned": options.effective_target.tuned or None,
         "adaptive": None if compiled.adaptive is None else compiled.adaptive.name,
         "limits": None if compiled.limits is None else compiled.limits.to_json(),
         "preprocessing": preprocessing_json(network.preprocessing, network.masked.image),
         "warnings": list(network.warnings),
         **counts_json(compiled.dense, compiled.slim),
     }
+
+
+def structure_json(structure: Structure) -> dict[str, Any]:
+    """Layer by layer what is left."""
+    values = asdict(structure)
+    for layer in values["layers"]:
+        layer["groups"] = [{"heads": heads, "width": width} for heads, width in layer["groups"]]
+    return values
 
 
 def comparison_json(found: Comparison | None, agreement: Choices | None = None) -> dict[str, Any] | None:
@@ -56,18 +69,31 @@ def comparison_json(found: Comparison | None, agreement: Choices | None = None) 
     from slimc.evaluate.logits import summary
 
     values = summary(found)
-    values["max_abs_over_spread"] = values.pop("max_rel")
+    for name, said in (
+        ("max_rel", "max_abs_over_spread"),
+        ("clear", "clear_inputs"),
+        ("clear_agreement", "clear_top1_agreement"),
+    ):
+        values[said] = values.pop(name)
     return {**values, "choices": None if agreement is None else {"kind": agreement.key, **asdict(agreement)}}
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """Paths as text."""
+    return [str(path) for path in paths]
 
 
 def export_json(report: ExportReport) -> dict[str, Any]:
     """``slimc export``."""
     compiled = report.compiled
+    values = compiled_json(compiled)
+    values["warnings"] += report.warnings
     return {
-        **compiled_json(compiled),
+        **values,
+        "data": None if compiled.options.data is None else str(compiled.options.data),
         "onnx": str(report.onnx),
         "reference": str(report.reference),
-        "replaced": [str(path) for path in report.replaced],
+        "replaced": names(report.replaced),
         "verify": comparison_json(report.comparison, report.agreement),
         "worst_file": None if report.worst_file is None else str(report.worst_file),
         "accuracy": None
@@ -77,19 +103,23 @@ def export_json(report: ExportReport) -> dict[str, Any]:
             "pytorch": report.accuracy.pytorch.summary(),
             "onnx": report.accuracy.model.summary(),
         },
+        "kept_float32": dict(report.kept_float32),
         "passes": None if compiled.pass_errors is None else dict(compiled.pass_errors),
         "ms": dict(report.milliseconds),
     }
 
 
-def verify_json(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def verify_json(verdicts: Sequence[Verdict], against: Path | None, data: Path | None) -> dict[str, Any]:
     """``slimc verify``."""
+    from slimc.files.reference import reference_path
+
     artefacts = [
         {
             "path": str(verdict.artefact.path),
             "precision": verdict.artefact.precision,
             "variant": verdict.artefact.variant,
             "backend": verdict.backend,
+            "against": str(reference_path(verdict.artefact.path) if against is None else against),
             "passed": verdict.passed,
             "failure": verdict.failure or None,
             "comparison": comparison_json(verdict.comparison, verdict.agreement),
@@ -97,7 +127,8 @@ def verify_json(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         }
         for verdict in verdicts
     ]
-    return {"artefacts": artefacts, "passed": all(verdict.passed for verdict in verdicts)}
+    passed = all(verdict.passed for verdict in verdicts)
+    return {"artefacts": artefacts, "data": None if data is None else str(data), "passed": passed}
 
 
 def engine_json(report: EngineReport) -> dict[str, Any]:
@@ -106,20 +137,28 @@ def engine_json(report: EngineReport) -> dict[str, Any]:
 
     facts = asdict(report.facts)
     facts.pop("slimc")  # stands in the header
+    images, logits = facts.pop("inputs"), facts.pop("outputs")  # there "inputs" and "outputs" are files
+    facts["library_version"] = facts.pop("version")
+    facts["onnx_sha256"] = facts.pop("source_sha256")
     return {
         "engine": str(report.engine),
         "description": str(facts_path(report.engine)),
+        "reference": None if report.reference is None else str(report.reference),
+        "exported_for": report.exported_for,
         **facts,
+        "input_tensors": images,
+        "output_tensors": logits,
         "kernels": len(report.facts.kernels),
-        "replaced": [str(path) for path in report.replaced],
+        "replaced": names(report.replaced),
         "verify": comparison_json(report.comparison),
         "verify_graph": comparison_json(report.graph_comparison, report.agreement),
         "unchecked": report.unchecked or None,
+        "warnings": list(report.warnings),
     }
 
 
 def bench_json(
-    measurements: Sequence[Measurement], shares: Sequence[Realised], warnings: Sequence[str]
+    measurements: Sequence[Measurement], shares: Sequence[Realised], warnings: Sequence[str], replaced: Sequence[Path]
 ) -> dict[str, Any]:
     """``slimc bench``."""
     realised = [
@@ -134,7 +173,7 @@ def bench_json(
         for share in shares
     ]
     networks = [measurement.summary(measurements[0]) for measurement in measurements]
-    return {"networks": networks, "realised": realised, "warnings": list(warnings)}
+    return {"networks": networks, "realised": realised, "warnings": list(warnings), "replaced": names(replaced)}
 
 
 def eval_json(report: AccuracyReport, data: Path) -> dict[str, Any]:
@@ -185,15 +224,29 @@ def eval_json(report: AccuracyReport, data: Path) -> dict[str, Any]:
     }
 
 
-def demo_json(result: DemoResult) -> dict[str, Any]:
+def tune_json(tuning: Tuning, output: Path, warnings: Sequence[str], replaced: Sequence[Path]) -> dict[str, Any]:
+    """``slimc tune``."""
+    values = asdict(tuning)
+    values["fit_error"] = values.pop("error")
+    return {"tuning": str(output), **values, "warnings": list(warnings), "replaced": names(replaced)}
+
+
+def doctor_json(findings: Sequence[Finding], able: Mapping[str, bool]) -> dict[str, Any]:
+    """``slimc doctor``."""
+    found = [{**asdict(finding), "install": finding.install or None, "works": finding.works} for finding in findings]
+    return {"findings": found, "able": dict(able)}
+
+
+def demo_json(result: DemoResult, replaced: Sequence[Path]) -> dict[str, Any]:
     """``slimc demo``."""
     counts = {name: report.compiled.slim for name, report in result.reports.items()}
     return {
         "digits": result.digits,
         "correct": dict(result.correct),
-        "agreement": result.agreement,
+        "masked_slim_agreement": result.agreement,
         "params": {name: count.params for name, count in counts.items()},
         "macs": {name: count.macs for name, count in counts.items()},
         "latency_ms": {name: seconds * 1e3 for name, seconds in result.latency.items()},
         "verify": {name: comparison_json(report.comparison) for name, report in result.reports.items()},
+        "replaced": names(replaced),
     }

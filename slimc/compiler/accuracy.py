@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slimc.backends.base import image_input
 from slimc.compiler.variants import ARTEFACTS, BenchOptions, subjects
 from slimc.errors import OptionError
 from slimc.evaluate.accuracy import AccuracyReport, measure_accuracy, outputs_of
@@ -59,5 +60,6 @@ def _prepared(subject: Subject, options: Mapping[str, Any]) -> Subject:
     if own is None:
         if options.get("mean") is None or options.get("std") is None:
             raise OptionError(f"{subject.name}: does not say how images become its inputs; give --mean and --std")
-        own = Preprocessing()
+        channels = image_input(subject.session, subject.name).shape[1]
+        own = Preprocessing((0.5,) * channels, (0.5,) * channels)
     return replace(subject, preprocessing=override(own, options))

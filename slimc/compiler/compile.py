@@ -141,7 +141,9 @@ def compile_network(
             network=network,
             options=options,
             model=model,
-            structure=describe(model, network.masked, network.dense, target),
+            structure=describe(
+                model, network.dense if options.variant == "dense" else network.masked, network.dense, target
+            ),
             dense=count(network.dense, target),
             slim=count(model, target),
             adaptive=adaptive if options.variant == "slim" else None,
@@ -150,7 +152,7 @@ def compile_network(
     errors: Mapping[str, float] | None = None
     if check:
         with watch.stage("check_passes", "checking every pass in float64"):
-            images = seeded_images(1, network.masked.image, SEED)
+            images = seeded_images(1, network.masked.image, SEED, network.masked.embedding.channels)
             # Limits change what an image computes that exceeds them; the passes behind them change nothing.
             errors = check_passes(limited(network.masked, limits) if limits else network.masked, passes, images)
     return replace(compiled, pass_errors=errors, milliseconds=watch.milliseconds)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -18,15 +18,16 @@ from slimc.backends.engine_file import SUFFIX, EngineFacts, facts_path, write_fa
 from slimc.backends.fusion import Kernel, attention_sites, summarise
 from slimc.backends.tensorrt_common import Plan, library_version
 from slimc.compiler.export import export_network
+from slimc.compiler.half import Narrowed, narrow
 from slimc.compiler.options import CompileOptions
 from slimc.emit.file import write_model
-from slimc.emit.precision import TOLERANCE, Precision, break_attention_fusion, to_half
+from slimc.emit.precision import TOLERANCE, Precision, break_attention_fusion
 from slimc.errors import MismatchError, MissingError, OptionError
-from slimc.evaluate.compare import Choices, compare_with
+from slimc.evaluate.compare import Choices, compare_with, not_written
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, silent
 from slimc.files.metadata import preprocessing_json, read_metadata
-from slimc.files.output import check_output, replacing
+from slimc.files.output import check_output, replacing, scratch
 from slimc.files.reference import read_reference, reference_path
 from slimc.files.version import VERSION
 from slimc.models.system import Network
@@ -35,11 +36,13 @@ from slimc.targets.target import find_target
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to build. No targets: this machine's GPU, else what the model was exported for, else SM80 and newer."""
+    """How to build. No targets: this machine's GPU, else what the model was exported for, else SM80 and newer. No precision:
+    that of the model.
+    """
 
     backend: str = "auto"
     targets: tuple[str, ...] = ()
-    precision: Precision = "fp32"
+    precision: Precision | None = None
     fused_attention: bool = True
     verify: bool = True
 
@@ -50,8 +53,10 @@ class EngineReport:
 
     `comparison` is of the engine with the reference, none for the reason `unchecked`: no GPU, no reference, or not
     wanted. `exported_for` is the target of the ONNX model. `graph_comparison` is of the half-precision graph, run by ONNX
-    Runtime on the CPU before anything is built; `agreement` tells how far that graph keeps the reference's patches or
-    decides alike, where it does such things. `replaced` are files that were there before.
+    Runtime on the CPU before anything is built, every half-precision result rounded; `agreement` tells how far that graph
+    keeps the reference's patches or decides alike, where it does such things. `replaced` are files that were there before,
+    `reference` is the copy of the model's reference beside the engine, none where there was none to copy, and `warnings` say
+    what was not found out.
     """
 
     engine: Path
@@ -62,6 +67,8 @@ class EngineReport:
     exported_for: str
     agreement: Choices | None = None
     replaced: tuple[Path, ...] = ()
+    reference: Path | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
@@ -93,6 +100,19 @@ def choose_backend(backend: str, targets: tuple[str, ...]) -> ModuleType:
     return tensorrt_rtx
 
 
+def check_engine(output: Path, options: EngineOptions) -> None:
+    """Find out before any work whether an engine can be written to `output` for the targets of `options`.
+
+    Raises:
+        OptionError: the suffix is not .engine, or a target is no GPU.
+        OutputError: the output cannot be written.
+    """
+    check_output(output, (SUFFIX,))
+    for target in options.targets:
+        if not target.startswith("sm"):
+            raise OptionError(f"--target: {target!r} is no GPU, which an engine is for; expected sm80, sm89, ...")
+
+
 def build_engine(model: Path, output: Path, options: EngineOptions, *, progress: Progress = silent) -> EngineReport:
     """Build the engine `output` and its JSON from the ONNX `model` that slimc wrote.
 
@@ -105,17 +125,17 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
         MissingError: no TensorRT, or no GPU where it needs one.
         MismatchError: the engine computes something else than the reference says.
     """
-    check_output(output, (SUFFIX,))
+    check_engine(output, options)
     metadata = read_metadata(model)
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, metadata.target)
     if metadata.target == "cpu":
         wanted = next(iter(targets), "sm80")
         raise OptionError(f"{model}: was exported for CPUs; an engine wants slimc export --target {wanted}")
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        typed = Path(directory) / model.name
-        with progress(f"writing {model.name} in {options.precision}"):
-            graph, precision, kept = _typed_model(model, typed, options)
+    with scratch() as directory:
+        typed = directory / model.name
+        with progress(f"writing {model.name} in {options.precision or metadata.precision}"):
+            graph, precision, narrowed = _typed_model(model, typed, options)
         graph_comparison, agreement = None, None
         if options.verify and precision != "fp32" and reference_path(model).is_file() and ort.is_installed():
             with progress("comparing the graph with the reference"):
@@ -138,11 +158,13 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
         outputs=plan.outputs,
         kernels=kernels,
         blocks=summarise(kernels, attention_sites(graph)),
-        kept_float32=kept,
+        kept_float32=narrowed.kept,
         preprocessing=preprocessing_json(metadata.preprocessing, metadata.structure.image),
     )
-    comparison, unchecked, replaced = _finish(model, output, plan, facts, options, progress)
-    return EngineReport(output, facts, comparison, unchecked, graph_comparison, metadata.target, agreement, replaced)
+    proven = EngineReport(
+        output, facts, None, "", graph_comparison, metadata.target, agreement, warnings=narrowed.warnings
+    )
+    return _finish(model, plan, proven, options, progress)
 
 
 def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:
@@ -154,26 +176,30 @@ def _default_targets(backend: ModuleType, exported_for: str) -> tuple[str, ...]:
     return (exported_for,) if exported_for in known else ()
 
 
-def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.Graph, str, dict[str, str]]:
-    """Write `model` in the wanted precision to `typed`; also its graph, the precision and the weights kept float32."""
+def _typed_model(model: Path, typed: Path, options: EngineOptions) -> tuple[oir.Graph, str, Narrowed]:
+    """Write `model` in the wanted precision to `typed`; also its graph, the precision and what stays float32.
+
+    How large values get is measured on the inputs of the reference beside `model`, where there is one.
+    """
     content = oir.load(model)
     precision = content.metadata_props["slimc.precision"]
-    kept: dict[str, str] = {}
-    if options.precision != "fp32":
-        if precision != "fp32":
-            raise OptionError(f"--{options.precision}: {model} is {precision} already; give the float32 model")
-        kept = {weight.name: weight.reason for weight in to_half(content, options.precision)}
+    narrowed = Narrowed({})
+    if options.precision is not None and precision != "fp32":
+        raise OptionError(f"--precision {options.precision}: {model} is {precision} already; give the float32 model")
+    if options.precision is not None and options.precision != "fp32":
+        beside = reference_path(model)
+        images = read_reference(beside).images if beside.is_file() else None
+        narrowed = narrow(content, options.precision, images)
         precision = options.precision
     if not options.fused_attention:
         break_attention_fusion(content.graph)
     write_model(content, typed)
-    return content.graph, precision, kept
+    return content.graph, precision, narrowed
 
 
-def _finish(
-    model: Path, output: Path, plan: Plan, facts: EngineFacts, options: EngineOptions, progress: Progress
-) -> tuple[Comparison | None, str, tuple[Path, ...]]:
-    """Check the plan where that can be done, and write it, its JSON and the reference together; also what was replaced."""
+def _finish(model: Path, plan: Plan, report: EngineReport, options: EngineOptions, progress: Progress) -> EngineReport:
+    """Check the plan where that can be done, and write it, its JSON and the reference together; `report`, completed."""
+    output, facts = report.engine, report.facts
     reference, copied = reference_path(model), reference_path(output)
     targets = [output, facts_path(output)]
     if reference.is_file() and reference.resolve() != copied.resolve():
@@ -189,7 +215,13 @@ def _finish(
         if not unchecked:
             with progress("comparing with the reference"):
                 comparison, _ = _check(temporary[0], reference, facts.precision, output)
-    return comparison, unchecked, replaced
+    return replace(
+        report,
+        comparison=comparison,
+        unchecked=unchecked,
+        replaced=replaced,
+        reference=copied if copied in targets else None,
+    )
 
 
 def _why_unchecked(reference: Path, options: EngineOptions, targets: tuple[str, ...]) -> str:
@@ -205,14 +237,15 @@ def _why_unchecked(reference: Path, options: EngineOptions, targets: tuple[str, 
 
 def _check(artefact: Path, reference: Path, precision: str, output: Path) -> tuple[Comparison, Choices | None]:
     """Compare an engine, or the graph that it is to be built from, with the reference."""
-    found, agreement = compare_with(
-        artefact,
-        read_reference(reference),
-        TOLERANCE[precision],
-        open_model=open_session,
-        precision=precision,
-        source=str(output),
-    )
+    with not_written(output):
+        found, agreement = compare_with(
+            artefact,
+            read_reference(reference),
+            TOLERANCE[precision],
+            open_model=partial(open_session, rounded=precision != "fp32"),
+            precision=precision,
+            source=str(output),
+        )
     if not found.passed:
         kind, hint = ("engine", "; try --no-fused-attention") if artefact.suffix == SUFFIX else ("graph", "")
         raise MismatchError(
@@ -235,11 +268,11 @@ def build_from_network(
     progress: Progress = silent,
 ) -> EngineReport:
     """Export `network` for the first target and build an engine from that; see `build_engine`."""
-    check_output(output, (SUFFIX,))
+    check_engine(output, options)
     backend = choose_backend(options.backend, options.targets)
     targets = options.targets or _default_targets(backend, "")
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        model = Path(directory) / f"{output.stem}.onnx"
+    with scratch() as directory:
+        model = directory / f"{output.stem}.onnx"
         how = CompileOptions(batch_size=batch_size, target=find_target((*targets, "sm80")[0]))
-        export_network(network, model, how, progress=progress)
+        export_network(network, model, how, verify=options.verify, progress=progress)
         return build_engine(model, output, options, progress=progress)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as oir
 
 from slimc.backends import ort
 from slimc.compiler.compile import Compiled, compile_network
+from slimc.compiler.half import narrow
 from slimc.compiler.labelled import LabelledComparison, compare_accuracy
 from slimc.compiler.options import CompileOptions, check_options
 from slimc.compiler.reference import make_reference, shipped_part
 from slimc.emit.file import data_path, write_model
 from slimc.emit.model import emit
-from slimc.emit.precision import to_half
-from slimc.errors import MismatchError, OptionError
-from slimc.evaluate.compare import Choices, compare_with
+from slimc.errors import MismatchError, OptionError, OutputError
+from slimc.evaluate.compare import Choices, compare_with, not_written
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, Stopwatch, silent
 from slimc.files.images import check_images, image_files
@@ -40,7 +41,10 @@ class ExportReport:
         agreement: how far what the model chooses agrees, where it chooses anything.
         replaced: files that were there before.
         worst_file: the image that the worst input is; none where that is a seeded one.
-        milliseconds: where the time went.
+        milliseconds: where the time went, by stage: "load", "calibrate", "passes", "check_passes", "emit" and "verify", as
+            far as there were such stages; and "total", which has what lies between them too.
+        kept_float32: what half precision could not hold and why, by the name of the weight or product.
+        warnings: what was not found out.
         accuracy: on the images of the data folder, where that has class folders or a labels.csv, and was compared on.
     """
 
@@ -52,7 +56,14 @@ class ExportReport:
     agreement: Choices | None = None
     replaced: tuple[Path, ...] = ()
     worst_file: Path | None = None
+    kept_float32: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     accuracy: LabelledComparison | None = None
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that were written: the model, its weights where they lie beside it, and the reference."""
+        return tuple(path for path in (self.onnx, data_path(self.onnx), self.reference) if path.exists())
 
 
 def export_network(
@@ -63,6 +74,7 @@ def export_network(
     verify: bool = True,
     check_passes: bool = False,
     compiled: Compiled | None = None,
+    watch: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Compile `network` into the ONNX model `output` and its reference, verified.
@@ -77,6 +89,7 @@ def export_network(
         check_passes: compare in float64 after every pass as well.
         compiled: the network compiled with these options, where that was done already. Without it, less memory is needed:
             weights are released as they are written.
+        watch: what has measured the stages before, such as reading the checkpoint; none where there were none.
         progress: shows what is going on.
 
     Raises:
@@ -84,26 +97,36 @@ def export_network(
         MismatchError: the ONNX model differs from the PyTorch network by more than the tolerance.
         MissingError: ONNX Runtime is not installed and verification was asked for.
     """
-    watch = Stopwatch(progress)
+    watch = watch or Stopwatch(progress)
     check_export(network.path, output, options, verify=verify, check_passes=check_passes)
     files = image_files(options.data) if options.data is not None else []
     with progress(f"checking {len(files)} images") as advance:
         check_images(files, advance)
     if compiled is None:
         compiled = compile_network(network, options, check=check_passes, progress=progress)
+        watch.add(compiled.milliseconds or {})
     targets = (output, data_path(output), reference_path(output))
     replaced = tuple(path for path in targets if path.exists())
+    refer = partial(
+        make_reference, network, options.variant, options.batch_size, options.tolerance, files, compiled.limits
+    )
+    reference: Reference | None = None
     with replacing(*targets) as (onnx_temporary, _, reference_temporary):
+        if (
+            options.precision != "fp32"
+        ):  # its inputs show how large values get; else weights are released before it runs
+            with watch.stage("verify", "running the PyTorch network") as advance:
+                reference = refer(advance)
         with watch.stage("emit", f"writing {output.name}"):
             model = emit_onnx(compiled)
             compiled = compiled.without_weights()
+            narrowed = narrow(model, options.precision, None if reference is None else reference.images)
             write_model(model, onnx_temporary)
+            _refuse_link_to_parts(output, onnx_temporary)
             del model
             gc.collect()  # the graph's cycles
         with watch.stage("verify", "comparing with the PyTorch network") as advance:
-            reference = make_reference(
-                network, options.variant, options.batch_size, options.tolerance, files, compiled.limits, advance
-            )
+            reference = refer(advance) if reference is None else reference
             comparison, agreement, accuracy = None, None, None
             if verify:
                 comparison, agreement = verify_file(onnx_temporary, reference, options, output)
@@ -115,12 +138,24 @@ def export_network(
         reference=reference_path(output),
         compiled=compiled,
         comparison=comparison,
-        milliseconds={**(compiled.milliseconds or {}), **watch.total()},
+        milliseconds=watch.total(),
         agreement=agreement,
         replaced=replaced,
         worst_file=None if comparison is None else reference.file_of(comparison.worst_input),
         accuracy=accuracy,
+        kept_float32=narrowed.kept,
+        warnings=narrowed.warnings,
     )
+
+
+def _refuse_link_to_parts(output: Path, written: Path) -> None:
+    """Refuse a link to a model of two files: whoever opens the link looks for the weights beside it, not beside the model.
+
+    Raises:
+        OutputError: `output` is a link, and the model `written` has external data.
+    """
+    if output.is_symlink() and data_path(written).exists():
+        raise OutputError(f"{output}: is a link, and weights of over 2 GB need a second file; give {output.resolve()}")
 
 
 def check_export(
@@ -146,7 +181,7 @@ def check_export(
 
 
 def emit_onnx(compiled: Compiled) -> oir.Model:
-    """The compiled model as ONNX, with its metadata."""
+    """The compiled model as ONNX in float32, with its metadata."""
     options = compiled.options
     model = emit(
         compiled.model,
@@ -158,8 +193,6 @@ def emit_onnx(compiled: Compiled) -> oir.Model:
     metadata = _metadata(compiled)
     model.metadata_props.update(to_props(metadata))
     model.producer_version = metadata.version
-    if options.precision != "fp32":
-        to_half(model, options.precision)
     return model
 
 
@@ -191,14 +224,17 @@ def verify_file(
 ) -> tuple[Comparison, Choices | None]:
     """Compare the ONNX model at `path`, which is to become `output`, with `reference` in ONNX Runtime.
 
-    Also how far what it chooses agrees, where it selects patches or decides what runs.
+    What the model stores in half precision is rounded to that. Tells also how far what it chooses agrees, where it selects
+    patches or decides what runs.
 
     Raises:
         MismatchError: they differ by more than the tolerance.
     """
-    found, agreement = compare_with(
-        path, reference, options.tolerance, open_model=ort.load, precision=options.precision, source=str(output)
-    )
+    opener = partial(ort.load, rounded=options.precision != "fp32")
+    with not_written(output):
+        found, agreement = compare_with(
+            path, reference, options.tolerance, open_model=opener, precision=options.precision, source=str(output)
+        )
     if not found.passed:
         worst = reference.file_of(found.worst_input) or f"input {found.worst_input}"
         raise MismatchError(

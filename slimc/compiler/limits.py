@@ -34,13 +34,15 @@ class Limits:
 
     def to_json(self) -> dict[str, Any]:
         """The limits as plain data."""
-        settled = [[block.attention, block.mlp, list(block.heads)] for block in self.settled]
+        settled = [
+            {"attention": block.attention, "mlp": block.mlp, "heads": list(block.heads)} for block in self.settled
+        ]
         return {"settled": settled, "capacities": list(self.capacities)}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Limits:
         """The limits that `to_json` gave."""
-        settled = tuple(Settled(attention, mlp, tuple(heads)) for attention, mlp, heads in values["settled"])
+        settled = tuple(Settled(b["attention"], b["mlp"], tuple(b["heads"])) for b in values["settled"])
         return Limits(settled, tuple(values["capacities"]))
 
 

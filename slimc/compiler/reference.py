@@ -44,9 +44,10 @@ def make_reference(
     count_seeded = -(-_INPUTS // batch_size) * batch_size
     pytorch = network.pytorch("dense" if variant == "dense" else "masked")
     trace = run_plainly if variant == "dense" else network.trace
-    held = seeded_images(count_seeded, network.masked.image, SEED)
+    image, channels = network.masked.image, network.masked.embedding.channels
+    held = seeded_images(count_seeded, image, SEED, channels)
     if network.selects and variant != "dense":
-        candidates = seeded_images(_CANDIDATES * count_seeded, network.masked.image, SEED)
+        candidates = seeded_images(_CANDIDATES * count_seeded, image, SEED, channels)
         held = _surest(candidates, _run(pytorch, trace, candidates, lambda *_: None))
     images = StreamedImages(held, tuple(files), network.preprocessing)
     traces = _run(pytorch, trace, images, advance)

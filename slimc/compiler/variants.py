@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from slimc.backends import cuda
-from slimc.backends.choose import open_session
+from slimc.backends.choose import open_session, runs_on_cpu
 from slimc.compiler.compile import compile_network
 from slimc.compiler.engine import EngineOptions, build_engine
 from slimc.compiler.export import emit_onnx
+from slimc.compiler.half import narrow
 from slimc.compiler.load import load_network
-from slimc.compiler.options import CompileOptions
+from slimc.compiler.options import CompileOptions, check_measured
 from slimc.emit.file import write_model
 from slimc.emit.precision import Precision
 from slimc.errors import ModelFileError, OptionError
 from slimc.evaluate.latency import Subject
 from slimc.evaluate.progress import Progress
 from slimc.files.metadata import read_metadata, read_preprocessing
+from slimc.models.options import said
 from slimc.models.system import Network, Variant
 from slimc.models.systems import decides
 from slimc.targets.target import Target, find_target
@@ -61,6 +63,7 @@ def subjects(paths: Sequence[Path], options: BenchOptions, directory: Path, prog
         UserError: a file or option cannot be used, or a back end is missing.
     """
     _check_options(paths, options)
+    _check_threads(paths, options)
     if set(options.backends) & set(_ENGINE_BACKENDS):
         cuda.require_gpu()
     found: list[Subject] = []
@@ -82,32 +85,40 @@ def _check_options(paths: Sequence[Path], options: BenchOptions) -> None:
     """Refuse options that would do nothing.
 
     Raises:
-        OptionError: one of them says how to compile checkpoints, and there is none; or how many threads to use, and nothing
-            runs on a CPU.
+        OptionError: one of them says how to compile checkpoints, and there is none; or a back end runs engines only.
     """
     artefacts = [path for path in paths if path.suffix in ARTEFACTS]
-    compiling: dict[str, object] = {
-        "--batch-size": options.batch_sizes,
-        "--target": options.target,
-        "--tuning": options.tuning,
-        "--precision": options.precision,
-        "--ema": options.ema,
-        **{f"--{name.replace('_', '-')}": value for name, value in options.model_options.items()},
-    }
-    given = [name for name, value in compiling.items() if value not in (None, ())]
+    given = [
+        *(["--batch-size"] if options.batch_sizes else []),
+        *(["--target"] if options.target is not None else []),
+        *(["--tuning"] if options.tuning is not None else []),
+        *([f"--precision {options.precision}"] if options.precision is not None else []),
+        *said(options.model_options, options.ema),
+    ]
     if given and len(artefacts) == len(paths):
         raise OptionError(f"{given[0]}: says how to compile a checkpoint; {artefacts[0]} is compiled already")
     if options.batch_sizes and artefacts:
         raise OptionError(
             f"--batch-size: the shapes of {artefacts[0]} are static; only checkpoints are compiled for it"
         )
-    on_cpu = any(backend in ("auto", "onnxruntime") or backend.startswith("openvino") for backend in options.backends)
-    if options.threads is not None and (not on_cpu or all(path.suffix == ".engine" for path in paths)):
+    engines = [backend for backend in options.backends if backend in _ENGINE_BACKENDS]
+    models = [path for path in artefacts if path.suffix == ".onnx"]
+    if engines and models:
+        raise OptionError(f"--backend: {engines[0]} runs engines; slimc build-engine {models[0]} makes one")
+
+
+def _check_threads(paths: Sequence[Path], options: BenchOptions) -> None:
+    if options.threads is None:
+        return
+    if options.threads < 1:
+        raise OptionError(f"--threads: {options.threads} threads cannot run anything; expected at least 1")
+    if not any(runs_on_cpu(path, backend) for path in paths for backend in options.backends):
         raise OptionError("--threads: are those of a CPU, and nothing here runs on one")
 
 
 def _artefact(path: Path, backend: str, options: BenchOptions) -> Subject:
-    session = open_session(path, backend, threads=None if path.suffix == ".engine" else options.threads)
+    threads = options.threads if runs_on_cpu(path, backend) else None
+    session = open_session(path, backend, threads=threads)
     name = f"{path.name} [{session.backend}]"
     if path.suffix == ".engine":
         from slimc.backends.engine_file import read_engine
@@ -125,7 +136,7 @@ def _artefact(path: Path, backend: str, options: BenchOptions) -> Subject:
     try:
         metadata = read_metadata(path)
     except ModelFileError:  # a model of somebody else is timed all the same
-        return Subject(name, session, threads=options.threads, label=path.name)
+        return Subject(name, session, threads=threads, label=path.name)
     return Subject(
         name=name,
         session=session,
@@ -134,7 +145,7 @@ def _artefact(path: Path, backend: str, options: BenchOptions) -> Subject:
         macs=None if decides(metadata.system) else metadata.slim.macs,
         precision=metadata.precision,
         target=metadata.target,
-        threads=options.threads,
+        threads=threads,
         label=path.name,
         preprocessing=metadata.preprocessing,
     )
@@ -146,15 +157,16 @@ def _checkpoint(
     """The three networks of a checkpoint on one back end, one of which slimc made small."""
     builds = backend in _ENGINE_BACKENDS
     name = options.target or ("sm80" if builds or "cuda" in backend else "cpu")
-    target = find_target(name, threads=options.threads if name == "cpu" else None, tuning=options.tuning)
+    threads = options.threads if runs_on_cpu(network.path, backend) else None
+    target = find_target(name, threads=threads if name == "cpu" else None, tuning=options.tuning)
+    how = CompileOptions(target=target, precision=options.precision or "fp32")
+    check_measured(how, None if options.tuning is None else "--tuning")
     found = []
     for variant in VARIANTS:
         label = f"{network.path.stem} {variant}, batch {batch_size}"
         with progress(f"compiling {label}"):
             model, macs = _compiled(network, variant, backend, batch_size, target, options, folder)
-        session = open_session(
-            model, backend if model.suffix == ".onnx" else "auto", threads=None if builds else options.threads
-        )
+        session = open_session(model, backend if model.suffix == ".onnx" else "auto", threads=threads)
         found.append(
             Subject(
                 name=f"{label} [{session.backend}]",
@@ -164,7 +176,7 @@ def _checkpoint(
                 macs=macs,
                 precision=options.precision or "fp32",
                 target=target.name,
-                threads=options.threads,
+                threads=threads,
                 label=f"{network.path.stem} {variant}",
                 preprocessing=network.preprocessing,
                 warnings=network.warnings,
@@ -190,7 +202,9 @@ def _compiled(
     compiled = compile_network(network, how)
     macs = None if network.system.decides else compiled.slim.macs
     if not model.exists():
-        write_model(emit_onnx(compiled), model)
+        emitted = emit_onnx(compiled)
+        narrow(emitted, written, None)
+        write_model(emitted, model)
     if not builds:
         return model, macs
     engine = model.with_suffix(".engine")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slimc.backends.base import run_images
+from slimc.backends.base import image_input, run_images
 from slimc.backends.choose import open_session
 from slimc.compiler.limits import Limits
 from slimc.emit.precision import TOLERANCE
@@ -18,6 +19,7 @@ from slimc.evaluate.kept_patches import run_selected
 from slimc.evaluate.logits import Comparison
 from slimc.files.images import StreamedImages, readable_images, seeded_images
 from slimc.files.reference import Reference, read_reference, reference_path
+from slimc.models.options import said
 from slimc.models.system import Variant
 from slimc.models.systems import decides
 
@@ -110,16 +112,22 @@ def verify_artefact(
         ModelFileError, OptionError: something cannot be used, or does not belong together.
         MissingError: the back end or a GPU is not on this machine.
     """
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise OptionError(
+            f"--tolerance: {tolerance} is no share of the logits' spread; expected a number of at least 0"
+        )
     artefact = describe(path)
     reference = expected(artefact, against)
-    name = open_session(path, backend, threads=threads).backend
+    rounded = artefact.precision != "fp32"  # where nothing but ONNX Runtime's CPU runs it
+    open_model = partial(open_session, backend=backend, threads=threads, rounded=rounded)
+    name = open_model(path).backend
     precision = "bf16" if backend.endswith("bf16") else artefact.precision
     try:
         found, agreement = compare_with(
             path,
             reference,
             TOLERANCE[precision] if tolerance is None else tolerance,
-            open_model=partial(open_session, backend=backend, threads=threads),
+            open_model=open_model,
             precision=precision,
             source=str(path),
         )
@@ -137,10 +145,8 @@ def expected(artefact: Artefact, against: Against) -> Reference:
     """
     source = against.path
     if source is None or source.suffix in (".npz", ".onnx"):
-        said = {"ema": against.ema, **against.model_options}
-        given = [name for name, value in said.items() if value is not None]
-        if given:
-            raise OptionError(f"--{given[0].replace('_', '-')}: says how to load a checkpoint; give it with --against")
+        for option in said(against.model_options, against.ema):
+            raise OptionError(f"{option}: says how to load a checkpoint; give it with --against")
     if source is None or source.suffix == ".npz":
         if against.data is not None:
             raise OptionError(
@@ -169,7 +175,8 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
     metadata = read_metadata(source)
     _same_model(artefact, source, metadata.source_sha256, metadata.variant)
     files = [] if data is None else readable_images(data)
-    seeded = seeded_images(_INPUTS, metadata.structure.image, _SEED)
+    channels = image_input(open_session(source), str(source)).shape[1]
+    seeded = seeded_images(_INPUTS, metadata.structure.image, _SEED, channels)
     images = StreamedImages(seeded, tuple(files), metadata.preprocessing)
     if decides(metadata.system):
         raise OptionError(f"--against: {source} decides for each image; expected its checkpoint or a reference")

@@ -25,8 +25,7 @@ def write_model(model: oir.Model, path: Path, *, inline_limit: int = _INLINE_LIM
     Raises:
         InternalError: the ONNX checker or its shape inference refuses the file.
     """
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size > inline_limit:
+    if _weight_bytes(model) > inline_limit:
         oir.save(model, path, external_data=data_path(path).name)
     else:
         proto = oir.to_proto(model)
@@ -35,6 +34,17 @@ def write_model(model: oir.Model, path: Path, *, inline_limit: int = _INLINE_LIM
         path.write_bytes(proto.SerializeToString())
         del proto
     check_file(path)
+
+
+def save(model: oir.Model, path: Path) -> None:
+    """Write `model` to `path` for this process to read: not checked, and kept as it is."""
+    large = _weight_bytes(model) > _INLINE_LIMIT
+    oir.save(model, path, external_data=data_path(path).name if large else None)
+
+
+def _weight_bytes(model: oir.Model) -> int:
+    weights = (value.const_value for value in model.graph.initializers.values())
+    return sum(weight.nbytes for weight in weights if weight is not None)
 
 
 def check_file(path: Path) -> None:

@@ -40,7 +40,7 @@ def emit(
     """
     opset = default_opset(target) if opset is None else opset
     graph = GraphBuilder(opset)
-    images = graph.input("images", (batch_size, 3, *model.image))
+    images = graph.input("images", (batch_size, model.embedding.channels, *model.image))
     stream = _embed(graph, model, images)
     kept: Kept | None = None
     for block, plan in zip(model.blocks, plan_model(model, for_opset(target, opset)), strict=True):

@@ -12,11 +12,14 @@ Both kinds of cast vanish in the neighbouring kernels of TensorRT.
 A weight that float16 cannot hold stays in float32, and its product with it: one with an entry beyond 65504, or one
 that loses more than `MAX_SUBNORMAL_LOSS` of its norm to entries below 2^-14, where float16 has fewer than 11
 significant bits. Convolutions stay in float32 for bfloat16, which Conv takes from opset 22 on only.
+
+So does a product whose operands or results float16 cannot hold: beyond 65504 they would be infinite. How large they are is
+measured by whoever has inputs (`slimc.evaluate.ranges`); `RANGE_MARGIN` is kept for inputs that nobody measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -30,6 +33,13 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 MAX_SUBNORMAL_LOSS = 1e-3
 """Share of a weight's norm; twice float16's ordinary rounding error of 2^-11, so that beyond it subnormals dominate."""
+
+RANGE_MARGIN = 4.0
+"""How many times the largest value that was measured must fit into float16.
+
+Activations have heavy tails: the largest of a dozen inputs is exceeded by others, though rarely by more than twice, and a
+kernel may hold partial sums that exceed the sum. Two for each makes four: values up to 16376 are float16.
+"""
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 """Largest difference from the reference, as a share of the logits' spread.
@@ -54,53 +64,53 @@ def find_precision(name: str) -> Precision:
 
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _MATRIX = frozenset({"Gemm", "MatMul", "Conv"})
-_LAYOUT = frozenset({
+LAYOUT = frozenset({
     "Reshape", "Transpose", "Slice", "Gather", "GatherElements", "GatherND", "Split", "Concat", "Squeeze", "Unsqueeze",
     "Expand", "Flatten", "Identity", "Pad",
 })  # fmt: skip
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Relu"})
-_FOLLOWERS = _LAYOUT | _ELEMENTWISE
+_FOLLOWERS = LAYOUT | _ELEMENTWISE
 _EVERY_INPUT = _ELEMENTWISE | {"Concat"}
 _LARGEST_HALF = 65504.0
 _SMALLEST_NORMAL_HALF = 2.0**-14
 
 
 @dataclass(frozen=True)
-class KeptWeight:
-    """A weight that stays in float32, and why."""
+class Kept:
+    """A weight, product or sum that stays in float32, and why."""
 
     name: str
     reason: str
 
 
-def to_half(model: ir.Model, precision: Literal["fp16", "bf16"]) -> tuple[KeptWeight, ...]:
+def to_half(
+    model: ir.Model, precision: Literal["fp16", "bf16"], largest: Mapping[str, float] | None = None
+) -> tuple[Kept, ...]:
     """Rewrite the float32 `model` in place; inputs and outputs keep their names and types.
 
+    Args:
+        model: to rewrite.
+        precision: to compute products in.
+        largest: the largest absolute value of those that `stored_in_half` names, where known; bfloat16 needs none.
+
     Returns:
-        The weights that stay in float32.
+        What stays in float32 because float16 cannot hold it: weights by their names, products and sums by their nodes'.
     """
-    conversion = _Conversion(_TYPES[precision], _float32_values(model.graph))
-    conversion.convert(model.graph)
+    float32 = _float32_values(model.graph)
+    choice = _Choice(_TYPES[precision], float32, largest or {})
+    choice.visit(model.graph)
+    _Conversion(_TYPES[precision], float32, choice.nodes).convert(model.graph)
     _drop_unused(model.graph)
     model.metadata_props["slimc.precision"] = precision
-    return tuple(conversion.kept.values())
+    return tuple(choice.kept.values())
 
 
-def compute_in_float32(model: ir.Model) -> None:
-    """Rewrite a bfloat16 `model` in place to compute in float32 and to round every result to bfloat16.
-
-    That is what kernels with a float32 accumulator do, for runtimes that have no bfloat16 kernels.
-    """
-    conversion = _Conversion(ir.DataType.BFLOAT16, set())
-    for graph in model.graphs():
-        for node in list(graph):
-            if node.op_type in ("Cast", "Constant") or all(v.dtype != ir.DataType.BFLOAT16 for v in node.outputs):
-                continue
-            for index, value in enumerate(node.inputs):
-                if value is not None and value.dtype == ir.DataType.BFLOAT16:
-                    node.replace_input_with(index, conversion.cast(graph, node, value, ir.DataType.FLOAT))
-            for output in node.outputs:
-                conversion.round(graph, node, output)
+def stored_in_half(model: ir.Model, precision: Literal["fp16", "bf16"]) -> tuple[ir.Value, ...]:
+    """The computed values of the float32 `model` that `to_half` would store in half precision, if all of them fit."""
+    choice = _Choice(_TYPES[precision], _float32_values(model.graph), {})
+    choice.visit(model.graph)
+    values = (value for node in choice.nodes for value in (*_computed(_half_inputs(node)), *node.outputs))
+    return tuple(dict.fromkeys(values))
 
 
 def break_attention_fusion(graph: ir.Graph) -> None:
@@ -133,13 +143,21 @@ def unfit_for_half(weight: FloatArray) -> str | None:
     return None
 
 
+def beyond_half(largest: float) -> str | None:
+    """Why float16 cannot hold values that reach `largest`, with the margin kept; none where it can."""
+    if largest * RANGE_MARGIN <= _LARGEST_HALF:
+        return None
+    short = f": less than {RANGE_MARGIN:.0f} times that" if largest <= _LARGEST_HALF else ""
+    return f"up to {largest:.2g} on the reference inputs, float16 holds {_LARGEST_HALF:.0f}{short}"
+
+
 def _float32_values(graph: ir.Graph) -> set[ir.Value]:
     """Values that must be float32: what an operator outside the lists reads, what a graph returns, and what these
     are the sum, the product or a rearrangement of.
     """
     needed = {value for value in graph.outputs if value is not None}
     for node in reversed(graph):
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             needed |= _float32_values(subgraph)
         if node.op_type in _MATRIX:
             continue
@@ -153,31 +171,42 @@ def _data_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
     return node.inputs[:1] if node.op_type in _FOLLOWERS - _EVERY_INPUT else node.inputs
 
 
-def _subgraphs(node: ir.Node) -> Iterable[ir.Graph]:
+def _half_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The inputs that are half precision where `node` computes in it; they come first."""
+    return node.inputs if node.op_type in _MATRIX | _EVERY_INPUT else node.inputs[:1]
+
+
+def _computed(values: Iterable[ir.Value | None]) -> list[ir.Value]:
+    """Those of `values` that are no constants."""
+    return [value for value in values if value is not None and not _is_constant(value)]
+
+
+def subgraphs(node: ir.Node) -> Iterable[ir.Graph]:
+    """The graphs inside `node`."""
     return (attribute.as_graph() for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH)
 
 
 @dataclass
-class _Conversion:
-    """One walk over the graph, in order: `half` holds the values that have become half precision so far."""
+class _Choice:
+    """Which nodes compute in half precision: one walk over the float32 graph, in order, that changes nothing."""
 
     dtype: ir.DataType
     float32: set[ir.Value]
+    largest: Mapping[str, float]
+    nodes: dict[ir.Node, None] = field(default_factory=dict)
     half: set[ir.Value] = field(default_factory=set)
-    kept: dict[str, KeptWeight] = field(default_factory=dict)
-    casts: dict[tuple[ir.Value, ir.DataType, ir.Graph], ir.Value] = field(default_factory=dict)
+    kept: dict[str, Kept] = field(default_factory=dict)
 
-    def convert(self, graph: ir.Graph) -> None:
-        for node in list(graph):
-            for subgraph in _subgraphs(node):
-                self.convert(subgraph)
-            if self._is_product(node) or self._follows(node):
-                self._make_half(graph, node)
-            else:
-                self._make_full(graph, node)
+    def visit(self, graph: ir.Graph) -> None:
+        for node in graph:
+            for subgraph in subgraphs(node):
+                self.visit(subgraph)
+            if (self._is_product(node) or self._follows(node)) and self._values_fit(node):
+                self.nodes[node] = None
+                self.half.update(node.outputs)
 
     def _is_product(self, node: ir.Node) -> bool:
-        """Whether `node` is a matrix product that half precision can hold."""
+        """Whether `node` is a matrix product whose weights half precision can hold."""
         allowed = _MATRIX if self.dtype == ir.DataType.FLOAT16 else _MATRIX - {"Conv"}
         return node.op_type in allowed and self._weights_fit(node)
 
@@ -189,7 +218,7 @@ class _Conversion:
             reason = unfit_for_half(weight) if weight is not None and self.dtype == ir.DataType.FLOAT16 else None
             if reason is not None and value is not None:
                 if node.op_type in _MATRIX:
-                    self.kept[str(value.name)] = KeptWeight(str(value.name), reason)
+                    self._keep(str(value.name), reason)
                 unfit = True
         return not unfit
 
@@ -197,14 +226,46 @@ class _Conversion:
         """Whether `node` gets half-precision data only, and nobody needs its result in float32."""
         if node.op_type not in _FOLLOWERS or any(output in self.float32 for output in node.outputs):
             return False
-        inputs = [value for value in _data_inputs(node) if value is not None]
-        computed = [value for value in inputs if not _is_constant(value)]
+        computed = _computed(_data_inputs(node))
         return bool(computed) and all(value in self.half for value in computed) and self._weights_fit(node)
 
+    def _values_fit(self, node: ir.Node) -> bool:
+        """Whether float16 holds what `node` reads and yields; where it does not, that is noted."""
+        if self.dtype != ir.DataType.FLOAT16:
+            return True
+        for kind, values in (("results", node.outputs), ("operands", _computed(_half_inputs(node)))):
+            reason = beyond_half(max((self.largest.get(str(value.name), 0.0) for value in values), default=0.0))
+            if reason is not None:
+                self._keep(str(node.name), f"{kind} {reason}")
+                return False
+        return True
+
+    def _keep(self, name: str, reason: str) -> None:
+        self.kept[name] = Kept(name, reason)
+
+
+@dataclass
+class _Conversion:
+    """One walk over the graph, in order: `half` holds the values that have become half precision so far."""
+
+    dtype: ir.DataType
+    float32: set[ir.Value]
+    nodes: Mapping[ir.Node, None]
+    half: set[ir.Value] = field(default_factory=set)
+    casts: dict[tuple[ir.Value, ir.DataType, ir.Graph], ir.Value] = field(default_factory=dict)
+
+    def convert(self, graph: ir.Graph) -> None:
+        for node in list(graph):
+            for subgraph in subgraphs(node):
+                self.convert(subgraph)
+            if node in self.nodes:
+                self._make_half(graph, node)
+            else:
+                self._make_full(graph, node)
+
     def _make_half(self, graph: ir.Graph, node: ir.Node) -> None:
-        every = node.op_type in _MATRIX or node.op_type in _EVERY_INPUT
-        for index, value in enumerate(node.inputs):
-            if value is not None and (every or index == 0) and value not in self.half:
+        for index, value in enumerate(_half_inputs(node)):
+            if value is not None and value not in self.half:
                 node.replace_input_with(index, self.cast(graph, node, value, self.dtype))
         for output in node.outputs:
             output.dtype = self.dtype
@@ -232,17 +293,6 @@ class _Conversion:
                 self.casts[key] = _constant(owner, value, constant.astype(dtype.numpy()), name)
         return self.casts[key]
 
-    def round(self, graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
-        """Make `node` yield float32 and let its readers have that rounded to half precision."""
-        rounded = _cast_node(graph, node, output, self.dtype, f"{output.name}.rounded")
-        cast = rounded.producer()
-        assert cast is not None
-        graph.remove(cast)
-        output.replace_all_uses_with(rounded, replace_graph_outputs=True)
-        cast.replace_input_with(0, output)
-        output.dtype = ir.DataType.FLOAT
-        graph.insert_after(node, cast)
-
     def _restore(self, graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
         """Put a float32 value, under the same name, in place of `output`, which keeps the half-precision result."""
         name = str(output.name)
@@ -256,11 +306,11 @@ class _Conversion:
 
 
 def _is_constant(value: ir.Value) -> bool:
-    return _content(value) is not None
+    return content_of(value) is not None
 
 
-def _content(value: ir.Value) -> ir.TensorProtocol | None:
-    """What an initializer or a Constant node holds."""
+def content_of(value: ir.Value) -> ir.TensorProtocol | None:
+    """What an initializer or a Constant node holds; none where `value` is computed."""
     producer = value.producer()
     if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
         return producer.attributes["value"].as_tensor()
@@ -268,7 +318,7 @@ def _content(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def _float32_constant(value: ir.Value | None) -> FloatArray | None:
-    content = None if value is None else _content(value)
+    content = None if value is None else content_of(value)
     return None if content is None or content.dtype != ir.DataType.FLOAT else content.numpy()
 
 
@@ -301,7 +351,7 @@ def _drop_unused(graph: ir.Graph) -> None:
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
     for node in list(graph):
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             _drop_unused(subgraph)
         if node.op_type == "Constant" and not any(value.uses() or value.is_graph_output() for value in node.outputs):
             graph.remove(node, safe=True)

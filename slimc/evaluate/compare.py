@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from slimc.backends.base import run_images
+from slimc.errors import MismatchError
 from slimc.evaluate.gate_decisions import Exactness, compare_decided
 from slimc.evaluate.graph_values import Open
 from slimc.evaluate.kept_patches import Agreement, compare_selected
@@ -45,6 +48,15 @@ def compare_with(
     images, logits = only(reference.images, judged), reference.logits[judged]
     found = compare(run_images(open_model(path), images, source), logits, tolerance)
     return replace(found, worst_input=int(judged[found.worst_input])), None
+
+
+@contextmanager
+def not_written(output: Path) -> Iterator[None]:
+    """Let mismatches that the body finds say that `output` was not written."""
+    try:
+        yield
+    except MismatchError as error:
+        raise MismatchError(f"{output}: not written: {str(error).removeprefix(f'{output}: ')}") from None
 
 
 def _beyond_doubt(reference: Reference, precision: str) -> BoolArray:

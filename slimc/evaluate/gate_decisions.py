@@ -45,24 +45,24 @@ class Exactness:
 
     `exact` of them are within its limits, and on these it computes what the checkpoint does: `equal` of them with every
     decision its own, the others once close decisions are given. `agreement` is the share of equal decisions.
-    `worst_other` is the largest difference of a logit on the images beyond its limits, as a share of the logits' spread,
-    none where there is no such image.
+    `worst_other_over_spread` is the largest difference of a logit on the images beyond its limits, as a share of the logits'
+    spread, none where there is no such image.
     """
 
-    key: ClassVar[str] = "exactness"
+    key: ClassVar[str] = "decisions"
 
     images: int
     exact: int
     equal: int
     agreement: float
-    worst_other: float | None
+    worst_other_over_spread: float | None
 
     def describe(self) -> str:
         """One line for people."""
         text = f"exact on {self.exact} of {self.images} images ({self.agreement:.3%} of the decisions equal"
         text += f", all of them on {self.equal} images)"
-        if self.worst_other is not None:
-            text += f"; worst error on the others {self.worst_other:.2e} of the logits' spread"
+        if self.worst_other_over_spread is not None:
+            text += f"; worst error on the others {self.worst_other_over_spread:.2e} of the logits' spread"
         return text
 
 
@@ -103,6 +103,8 @@ def compare_decided(
     if len(given):
         judged[given] = _run_given(path, reference, given, open_model)
     found = _numbered(compare(judged[exact], reference.logits[exact], tolerance), exact)
+    if not np.isfinite(logits).all():
+        raise MismatchError(f"{source or path}: NaN or infinite logits for an image beyond its limits")
     difference = np.abs(logits[~exact] - reference.logits[~exact])
     worst = float(difference.max() / found.spread) if difference.size else None
     return found, Exactness(len(exact), int(exact.sum()), int((exact & alike).sum()), share, worst)
@@ -143,14 +145,20 @@ def run_deciding(path: Path, reference: Reference, open_model: Open) -> tuple[Fl
     for name in infos:
         if name in reference.decisions:
             kept = read.get(_kept_name(name)) if name.endswith(".tokens") else None
-            decided[name] = read[name] if kept is None else _spread(read[name], kept, reference.decisions[name].shape)
+            decided[name] = read[name] if kept is None else _spread(read[name], kept, reference.decisions[name])
     return logits, decided
 
 
-def _spread(used: BoolArray, kept: IndexArray, shape: tuple[int, ...]) -> BoolArray:
-    """The decisions about all rows, given those about the rows `kept`."""
-    decided = np.zeros(shape, bool)
+def _spread(used: BoolArray, kept: IndexArray, expected: BoolArray) -> BoolArray:
+    """The decisions about all rows, given those about the rows `kept`.
+
+    Where the reference uses more rows than are kept, they are taken to be its own: on an image within the limits the block
+    does not run then, and nothing depends on them.
+    """
+    decided = np.zeros(expected.shape, bool)
     np.put_along_axis(decided, kept, used, axis=1)
+    beyond = expected.sum(1) > kept.shape[1]
+    decided[beyond] = expected[beyond]
     return decided
 
 

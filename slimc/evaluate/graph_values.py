@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 from slimc.backends.base import Array, Session
 from slimc.errors import ModelFileError
 from slimc.files.images import Images
+from slimc.files.output import scratch
 
 if TYPE_CHECKING:
     import onnx
@@ -36,8 +36,8 @@ def run(
     """Outputs [n, ...] of `images` [n, 3, height, width], in batches of the model's size; the last one is filled."""
     import onnx
 
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        file = Path(directory) / "model.onnx"
+    with scratch() as directory:
+        file = directory / "model.onnx"
         onnx.save(model, str(file), save_as_external_data=model.ByteSize() > 2**31 - 2**26)
         session = open_model(file)
     spec = next(spec for spec in session.inputs if spec.name == "images")

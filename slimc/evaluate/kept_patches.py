@@ -55,7 +55,7 @@ class Agreement:
     `stages` is the share of them, stage by stage, over all inputs; `equal` counts the inputs whose sets are all equal.
     """
 
-    key: ClassVar[str] = "kept"
+    key: ClassVar[str] = "kept_patches"
 
     stages: tuple[float, ...]
     equal: int

@@ -100,10 +100,11 @@ class Measurement:
         return self.percentile(share) if len(self.latencies) * (100 - share) >= 100 else None
 
     def summary(self, first: Measurement) -> dict[str, float | int | str | None]:
-        """The figures as plain values, times in milliseconds; `ratio` is the latency over that of `first`."""
+        """The figures as plain values, times in milliseconds; `ratio_to_first` is the latency over that of `first`."""
         p90, p99 = self.tail(90), self.tail(99)
         return {
             "name": self.subject.name,
+            "family": self.subject.family or None,
             "backend": self.subject.session.backend,
             "variant": self.subject.variant or None,
             "precision": self.subject.precision or None,
@@ -111,7 +112,7 @@ class Measurement:
             "threads": self.subject.threads,
             "batch_size": self.subject.batch_size,
             "macs": self.subject.macs,
-            "ratio": 1 / ratio(first, self).median,
+            "ratio_to_first": 1 / ratio(first, self).median,
             "median_ms": self.median * 1e3,
             "mean_ms": float(self.latencies.mean()) * 1e3,
             "p90_ms": None if p90 is None else p90 * 1e3,
@@ -187,7 +188,7 @@ def check_seconds(seconds: float) -> None:
 
 def _timer(subject: Subject) -> Timer:
     spec = image_input(subject.session, subject.name)
-    images = seeded_images(spec.shape[0], (spec.shape[2], spec.shape[3]), 0)
+    images = seeded_images(spec.shape[0], (spec.shape[2], spec.shape[3]), 0, spec.shape[1])
     return subject.session.timer({spec.name: images.astype(spec.dtype)})
 
 

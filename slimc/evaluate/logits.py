@@ -3,7 +3,8 @@
 Differences are measured in the logits' own spread: the standard deviation of an input's logits about their mean, as a
 root mean square over the inputs. Absolute figures mean nothing across networks, as the scale of logits is arbitrary;
 the range would grow with the number of classes; and what all logits of an input share changes no decision, so the mean
-is taken out.
+is taken out. A network with one output, a regression or a binary decision by a sigmoid, has no spread within an input: there
+it is that across the inputs, and a decision is the output's sign.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from slimc.errors import MismatchError, ModelFileError
-from slimc.ir import FloatArray
+from slimc.ir import FloatArray, IndexArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +68,8 @@ def compare(actual: FloatArray, expected: FloatArray, tolerance: float) -> Compa
     actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     difference = np.abs(actual - expected)
     worst = difference.max(axis=1)
-    spread = float(np.sqrt(expected.var(axis=1).mean()))
-    if spread == 0.0:
-        raise ModelFileError("the reference cannot be measured against: all logits of every input are equal")
-    same = actual.argmax(axis=1) == expected.argmax(axis=1)
+    spread = _spread(expected)
+    same = _decisions(actual) == _decisions(expected)
     margins = _margins(expected)
     clear = margins > difference.max()
     return Comparison(
@@ -96,8 +95,6 @@ def compare(actual: FloatArray, expected: FloatArray, tolerance: float) -> Compa
 def summary(found: Comparison) -> dict[str, Any]:
     """`found` as plain values, without the errors of single inputs."""
     values = {field.name: getattr(found, field.name) for field in fields(found) if field.name != "worst_of_input"}
-    if values["margin"] == float("inf"):
-        values["margin"] = None  # JSON has no infinity
     return {**values, "passed": found.passed}
 
 
@@ -118,10 +115,32 @@ def _check(actual: FloatArray, expected: FloatArray, tolerance: float) -> None:
         raise MismatchError(f"NaN or infinite logits for {bad.size} of {len(actual)} inputs, first input {bad[0]}")
 
 
+def _spread(expected: FloatArray) -> float:
+    """The spread of logits that are expected (see the module).
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    spread = float(np.sqrt(expected.var(axis=1).mean())) if expected.shape[1] > 1 else float(expected.std())
+    if spread == 0.0:
+        raise ModelFileError(
+            f"nothing can be compared: all outputs of every input are {expected.flat[0]:g}, as of a head that was "
+            "initialised with zeros and never trained; train it, or export with --no-verify"
+        )
+    return spread
+
+
+def _decisions(logits: FloatArray) -> IndexArray:
+    """The class [n] that every input is given: that of the largest logit, or the sign of the only one."""
+    if logits.shape[1] == 1:
+        return np.asarray(logits[:, 0] > 0, np.int64)
+    return np.asarray(logits.argmax(axis=1))
+
+
 def _margins(expected: FloatArray) -> FloatArray:
-    """Gap between the two largest logits of every input; infinite where there is one class."""
-    if expected.shape[1] < 2:
-        return np.full(len(expected), np.inf)
+    """Gap between the two largest logits of every input, or of the only one to zero."""
+    if expected.shape[1] == 1:
+        return np.abs(expected[:, 0])
     second, first = np.partition(expected, -2, axis=1)[:, -2:].T
     return np.asarray(first - second)
 

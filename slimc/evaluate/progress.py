@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 Advance = Callable[[int, int], None]
@@ -34,6 +34,11 @@ class Stopwatch:
         with self._progress(text) as advance:
             yield advance
         self.milliseconds[name] = self.milliseconds.get(name, 0.0) + 1e3 * (time.perf_counter() - start)
+
+    def add(self, milliseconds: Mapping[str, float]) -> None:
+        """Take over the times of stages that another stopwatch measured while this one ran."""
+        for name, spent in milliseconds.items():
+            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + spent
 
     def total(self) -> dict[str, float]:
         """The times of all stages, and ``total`` since the stopwatch was made."""

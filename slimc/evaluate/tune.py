@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from slimc.errors import OptionError
 from slimc.evaluate import cpu_timing
 from slimc.evaluate.cpu_timing import Backend
 from slimc.evaluate.progress import Advance, Progress, silent
-from slimc.files.output import check_output, replacing
+from slimc.files.output import check_output, replacing, scratch
 from slimc.targets.costs import Kernel, MeasuredCosts, Work
 from slimc.targets.target import Target
 from slimc.targets.tuning import FORMAT, Tuning
@@ -156,8 +155,8 @@ def measure_costs(backend: Backend, threads: int, advance: Advance) -> Tuning:
     parts = threads if operator else 1
     target = Target("cpu", max_heads=None, residual_in_product=True, attention_operator=operator, query_parts=parts)
     times: list[Float64] = []
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        paths = [Path(directory) / f"{i}.onnx" for i in range(len(chosen))]
+    with scratch() as directory:
+        paths = [directory / f"{i}.onnx" for i in range(len(chosen))]
         for section, path in zip(chosen, paths, strict=True):
             oir.save(emit(network(section), target), path)
         for loading in range(_LOADINGS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -15,17 +16,35 @@ from slimc.errors import OptionError, OutputError
 
 
 def check_writable(path: Path) -> None:
-    """Find out before any work whether `path` can be written.
+    """Find out before any work whether `path` can be written; where it is a link, what it leads to.
 
     Raises:
-        OutputError: it is a directory, or its directory is missing or not writable.
+        OutputError: it is no regular file, or its directory is missing or not writable.
     """
-    if path.is_dir():
+    target = _followed(path)
+    if target.is_dir():
         raise OutputError(f"{path}: is a directory; expected a file name")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the directory {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path}: the directory {path.parent} is not writable")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path}: is a pipe, a socket or a device, which is left alone; expected a file name")
+    leads = "" if target == path else f" (a link to {target})"
+    if not target.parent.is_dir():
+        raise OutputError(f"{path}{leads}: the directory {target.parent} does not exist")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{path}{leads}: the directory {target.parent} is not writable")
+
+
+def _followed(path: Path) -> Path:
+    """What `path` leads to where it is a link; else `path` itself.
+
+    Raises:
+        OutputError: links lead in a circle.
+    """
+    if not path.is_symlink():
+        return path
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # Python before 3.13 raises the latter
+        raise OutputError(f"{path}: is a link that leads nowhere; expected a file name") from None
 
 
 def check_output(path: Path, suffixes: tuple[str, ...], option: str = "--output") -> None:
@@ -46,22 +65,27 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
 
     Each temporary lies in its target's directory, in a directory of its own, under the target's name: a file that refers
     to another by name (ONNX external data) needs no change when both are moved. A target that the body does not write
-    is removed: it belonged to what is replaced.
+    is removed: it belonged to what is replaced. A target that is a link stays one: what it leads to is replaced.
 
     Raises:
-        OutputError: the operating system refused to write.
+        OutputError: a target is no regular file, or the operating system refused to write.
     """
     for target in targets:
         check_writable(target)
+    real = [_followed(target) for target in targets]
     try:
-        with _directory_beside(targets[0]) as directory:
-            temporary = tuple(directory / target.name for target in targets)
+        with ExitStack() as stack:
+            directories: dict[Path, Path] = {}
+            for target in real:
+                if target.parent not in directories:
+                    directories[target.parent] = stack.enter_context(_directory_beside(target))
+            temporary = tuple(directories[target.parent] / target.name for target in real)
             yield temporary
             for source in temporary:
                 if source.exists():
                     _sync(source)
             with _uninterrupted():
-                for source, target in zip(temporary, targets, strict=True):
+                for source, target in zip(temporary, real, strict=True):
                     if source.exists():
                         source.replace(target)
                     else:
@@ -70,6 +94,32 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
         if error.errno is None:
             raise
         raise OutputError(f"{targets[0]}: cannot be written: {error.strerror}") from error
+
+
+# What a full disk answers, and what one answers that must not be written.
+_FULL, _FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory for files that are needed while the body runs, where TMPDIR says.
+
+    Raises:
+        OutputError: it cannot be made, is full, or must not be written.
+    """
+    hint = "let TMPDIR name a directory with room"
+    try:
+        made = tempfile.TemporaryDirectory(prefix="slimc-")
+    except OSError as error:
+        raise OutputError(f"no scratch space: {error.strerror or error}; {hint}") from error
+    with made as directory:
+        try:
+            yield Path(directory)
+        except OSError as error:
+            ours = str(error.filename or "").startswith(directory)
+            if error.errno not in _FULL and not (ours and error.errno in _FORBIDDEN):
+                raise
+            raise OutputError(f"scratch space in {directory}: {error.strerror}; {hint}") from error
 
 
 @contextmanager

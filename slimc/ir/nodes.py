@@ -246,7 +246,8 @@ class SoftSplit:
 
 @dataclass(frozen=True, eq=False)
 class PatchEmbed:
-    """Non-overlapping patches of the image, each mapped to a row: weight [C, 3, p, p], bias [C] or none.
+    """Non-overlapping patches of the image, each mapped to a row: weight [C, channels, p, p], bias [C] or
+    none.
 
     Where the embedding has a stem, patches of the stem's output: weight [C, channels of the stem, p, p].
 
@@ -272,6 +273,17 @@ class Embedding:
     patch_position: FloatArray | None
     stem: tuple[Convolution | SoftSplit, ...] = ()
 
+    @property
+    def channels(self) -> int:
+        """Channels of the image."""
+        if not self.stem:
+            return int(self.patch.weight.shape[1])
+        first = self.stem[0]
+        if isinstance(first, Convolution):
+            return int(first.weight.shape[1])
+        rows = self.patch.weight.shape[1] if first.performer is None else len(first.performer.norm1.weight)
+        return int(rows) // first.side**2
+
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
@@ -291,7 +303,7 @@ class Classifier:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network from images [B, 3, height, width] to logits [B, classes]. `image` is (height, width) in pixels."""
+    """A network from images [B, channels, height, width] to logits [B, classes]; `image` is (height, width) in pixels."""
 
     image: tuple[int, int]
     embedding: Embedding

@@ -42,7 +42,9 @@ def _embedding(model: ir.Model) -> None:
     height, width = model.patch
     if model.image[0] % height or model.image[1] % width:
         raise ValidationError(f"embedding: patches of {height}x{width} do not tile an image of {model.image}")
-    channels = _stem(embedding.stem)
+    if embedding.channels < 1:
+        raise ValidationError("embedding: takes no channel of the image")
+    channels = _stem(embedding.stem, embedding.channels)
     kernel = embedding.patch.weight.shape[2:]
     _shape("embedding.patch.weight", embedding.patch.weight, (model.dim, channels, *kernel))
     _shape("embedding.patch.bias", embedding.patch.bias, (model.dim,))
@@ -52,9 +54,8 @@ def _embedding(model: ir.Model) -> None:
     _shape("embedding.patch_position", embedding.patch_position, (patches, model.dim))
 
 
-def _stem(stem: tuple[ir.Convolution | ir.SoftSplit, ...]) -> int:
-    """Check the stem and return its output channels."""
-    channels = 3
+def _stem(stem: tuple[ir.Convolution | ir.SoftSplit, ...], channels: int) -> int:
+    """Check the stem, which gets `channels` channels, and return its output channels."""
     for i, stage in enumerate(stem):
         name = f"embedding.stem[{i}]"
         if isinstance(stage, ir.SoftSplit):

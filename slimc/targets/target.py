@@ -65,39 +65,40 @@ def find_target(name: str, *, threads: int | None = None, tuning: str | Path | N
 
     Args:
         name: "generic", "cpu", "sm75", ...
-        threads: of one inference, for "cpu".
+        threads: of one inference, for "cpu"; None takes those of the tuning, else several.
         tuning: a file that `tune` wrote, for "cpu".
 
     Raises:
-        OptionError: there is no such target, or the others say nothing to it.
+        OptionError: there is no such target, or it has neither threads nor a tuning; the file is no tuning, or one for
+            another number of threads.
 
     Example:
         >>> slimc.find_target("sm89").width_multiple
         8
     """
+    if name not in TARGETS:
+        raise OptionError(f"--target: {name!r} is unknown; expected one of {', '.join(TARGETS)}")
     if name == "cpu":
         return _cpu(threads, None if tuning is None else Path(tuning))
     if threads is not None:
-        raise OptionError(f"--threads: a model for {name} is the same for any number; expected --target cpu")
+        raise OptionError(f"--threads: are those of a CPU; {name} is compiled the same for any, expected --target cpu")
     if tuning is not None:
         raise OptionError(f"--tuning: its costs are those of CPUs; {name} has none, expected --target cpu")
     if name == "generic":
         return Target(name)
-    if name in _TENSOR_CORES:
-        return Target(
-            name,
-            width_multiple=8,
-            min_width=16,
-            min_heads=2,
-            max_heads=None,
-            key_multiple=8,
-            costs=CountedCosts(60e6),
-            spare_query_macs=math.inf,
-            bias_in_product=False,
-            stacked_groups=True,
-            biases_in_norm=True,
-        )
-    raise OptionError(f"--target: {name!r} is unknown; expected one of {', '.join(TARGETS)}")
+    return Target(
+        name,
+        width_multiple=8,
+        min_width=16,
+        min_heads=2,
+        max_heads=None,
+        key_multiple=8,
+        costs=CountedCosts(60e6),
+        spare_query_macs=math.inf,
+        bias_in_product=False,
+        stacked_groups=True,
+        biases_in_norm=True,
+    )
 
 
 def _cpu(threads: int | None, tuning: Path | None) -> Target:
@@ -106,6 +107,10 @@ def _cpu(threads: int | None, tuning: Path | None) -> Target:
     if threads is not None and threads < 1:
         raise OptionError(f"--threads: {threads} threads cannot run anything; expected at least 1")
     found = packaged_tuning(threads) if tuning is None else read_tuning(tuning)
+    if tuning is not None and threads not in (None, found.costs.threads):
+        raise OptionError(
+            f"--threads: {threads}, but {tuning} was measured for {found.costs.threads}; give one of them"
+        )
     return Target(
         "cpu",
         max_heads=None,

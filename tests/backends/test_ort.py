@@ -7,9 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import slimc
 from slimc.backends import ort
 from slimc.backends.base import TensorSpec, run_images
 from slimc.errors import MissingError, ModelFileError
+from tests.artefacts import VECTORS
 
 WEIGHT = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
 IMAGES = np.random.default_rng(1).standard_normal((5, 3, 2, 2)).astype(np.float32)
@@ -87,3 +89,35 @@ def test_a_provider_that_is_not_here_says_what_to_install(tmp_path):
         pytest.skip("this machine has the CUDA provider")
     with pytest.raises(MissingError, match=r"pip install 'slimc\[gpu\]'"):
         ort.load(linear_model(tmp_path / "m.onnx"), provider="cuda")
+
+
+@pytest.mark.parametrize(
+    ("opset", "version", "words"),
+    [
+        (
+            23,
+            "1.22.1",
+            "opset 23 needs ONNX Runtime 1.23.2 or newer, and here is 1.22.1: pip install -U onnxruntime, or",
+        ),
+        (23, "1.23.0", "or export it with --opset 17"),
+        (17, "1.11.1", "opset 17 needs ONNX Runtime 1.12 or newer"),
+        (23, "1.23.2", ""),
+        (17, "1.15.1", ""),
+        (23, "1.32.0+cu13", ""),
+    ],
+)
+def test_a_runtime_that_is_too_old_says_what_serves(opset, version, words, tmp_path):
+    path = tmp_path / "m.onnx"
+    slimc.export(VECTORS["channel"], path, target="cpu", opset=opset, verify=False)
+    found = ort.too_old(path, version)
+    assert words in found
+    assert bool(words) == bool(found)
+
+
+def test_a_refusal_is_told_without_source_positions():
+    said = (
+        "[ONNXRuntimeError] : 1 : FAIL : failed:/onnxruntime_src/onnxruntime/core/graph/model.cc:149 onnxruntime::Model::"
+        "Model(onnx::ModelProto&&, const PathString&) Unsupported model IR version: 11, max supported IR version: 10"
+    )
+    told = ort.refusal(RuntimeError(said))
+    assert told.endswith("FAIL : failed:Unsupported model IR version: 11, max supported IR version: 10")

@@ -38,7 +38,7 @@ def test_export_then_verify(vector: Vector, tmp_path: Path):
     assert done.code == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["system"], report["settings"]["keep"]) == ("dynamic_vit", [137, 96, 67])
-    assert report["verify"]["choices"] == {"kind": "kept", "stages": [1.0, 1.0, 1.0], "equal": 4, "inputs": 4}
+    assert report["verify"]["choices"] == {"kind": "kept_patches", "stages": [1.0, 1.0, 1.0], "equal": 4, "inputs": 4}
     assert report["macs"]["slim"] < report["macs"]["dense"]
     verified = slimc("verify", model)
     assert verified.code == 0, verified.stdout

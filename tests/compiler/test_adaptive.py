@@ -93,8 +93,8 @@ def test_verify_against_the_checkpoint_counts_exact_images_and_the_error_on_the_
     assert isinstance(verdict.agreement, Exactness)
     assert verdict.agreement == report.agreement
     assert 0 < verdict.agreement.exact < verdict.agreement.images == 16
-    assert verdict.agreement.worst_other is not None
-    assert verdict.agreement.worst_other > 1e-3
+    assert verdict.agreement.worst_other_over_spread is not None
+    assert verdict.agreement.worst_other_over_spread > 1e-3
     limits = Limits.from_json(read_metadata(report.onnx).details["limits"])
     assert any(capacity is not None for capacity in limits.capacities)
 

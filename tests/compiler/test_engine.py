@@ -119,7 +119,7 @@ def test_models_that_are_not_ours_and_double_conversion_are_refused(model, tmp_p
     content = oir.load(model)
     content.metadata_props["slimc.precision"] = "fp16"
     oir.save(content, foreign)
-    with pytest.raises(OptionError, match=r"--fp16.*is fp16 already"):
+    with pytest.raises(OptionError, match=r"--precision fp16: .* is fp16 already"):
         build_engine(foreign, tmp_path / "m.engine", RTX_FP16)
 
 

@@ -14,7 +14,7 @@ from slimc.files.reference import Reference, read_reference, write_reference
 from slimc.ir.interpret.gates import decide
 from slimc.ir.interpret.model import classify, interpret, run_block, start
 from slimc.targets.target import find_target
-from tests.gated import VECTORS, observe, vector
+from tests.gated import VECTORS, images_for, observe, random_adaptive, vector
 
 CPU = find_target("cpu")
 
@@ -43,7 +43,24 @@ def test_a_model_that_decides_alike_is_exact_on_every_image(released, tmp_path, 
     assert found.passed
     assert exactness is not None
     assert (exactness.exact, exactness.equal, exactness.images) == (4, 4, 4)
-    assert (exactness.agreement, exactness.worst_other) == (1.0, None)
+    assert (exactness.agreement, exactness.worst_other_over_spread) == (1.0, None)
+
+
+def test_tokens_beyond_the_capacity_of_a_block_that_an_image_does_not_run_are_not_judged(tmp_path):
+    searched = random_adaptive(2)
+    images = images_for(searched, 12)
+    logits, usage = observe(searched, images)
+    limits = limits_of(usage, searched.masked, 1.0)
+    used, capacity = usage.blocks[2], limits.capacities[2]
+    assert ((used.tokens[:, 1:].sum(1) > capacity) & ~used.runs).sum() == 3
+    model = compile_model(searched.masked, (*limiting_passes(limits), *passes_for(CPU)))
+    write_model(emit(model, CPU), tmp_path / "m.onnx")
+    decisions = graph_decisions(usage, searched.masked, limits)
+    reference = Reference(images, logits, {"exact": [True] * 12}, decisions=decisions)
+    found, exactness = compare_decided(tmp_path / "m.onnx", reference, 1e-4)
+    assert found.passed
+    assert exactness is not None
+    assert (exactness.exact, exactness.equal, exactness.agreement) == (12, 12, 1.0)
 
 
 def test_images_beyond_the_limits_are_reported_and_not_judged(released, tmp_path):
@@ -55,8 +72,8 @@ def test_images_beyond_the_limits_are_reported_and_not_judged(released, tmp_path
     assert 0 < exactness.exact == sum(reference.facts["exact"]) < 4
     assert found.passed
     assert found.inputs == exactness.exact
-    assert exactness.worst_other is not None
-    assert exactness.worst_other > 1e-3
+    assert exactness.worst_other_over_spread is not None
+    assert exactness.worst_other_over_spread > 1e-3
 
 
 @pytest.mark.parametrize("quantile", [None, 1.0])

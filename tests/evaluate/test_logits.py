@@ -77,7 +77,7 @@ def test_nan_and_infinity_fail_and_name_the_input(value):
 def test_other_shapes_and_flat_references_are_refused():
     with pytest.raises(ModelFileError, match="belongs to another model"):
         compare(EXPECTED[:, :10], EXPECTED, 1.0)
-    with pytest.raises(ModelFileError, match="all logits of every input are equal"):
+    with pytest.raises(ModelFileError, match="all outputs of every input are 1, as of a head"):
         compare(EXPECTED, np.ones_like(EXPECTED), 1.0)
 
 
@@ -85,3 +85,19 @@ def test_other_shapes_and_flat_references_are_refused():
 def test_a_tolerance_that_cannot_fail_is_refused(tolerance):
     with pytest.raises(ModelFileError, match="tolerance"):
         compare(EXPECTED, EXPECTED, tolerance)
+
+
+def test_one_output_is_measured_across_inputs_and_decides_by_its_sign():
+    expected = np.array([[-2.0], [-0.5], [0.5], [2.0]])
+    found = compare(expected + np.array([[0.0], [0.0], [-0.6], [0.0]]), expected, 0.1)
+    assert found.spread == pytest.approx(expected.std())
+    assert found.max_rel == pytest.approx(0.6 / expected.std())
+    assert (found.passed, found.top1_agreement, found.worst_input) == (False, 0.75, 2)
+    assert found.margin == pytest.approx(0.5)
+    assert (found.clear, found.clear_agreement) == (2, 1.0)
+    assert compare(expected, expected, 1e-6).passed
+
+
+def test_a_head_that_was_never_trained_gets_a_clear_line():
+    with pytest.raises(ModelFileError, match=r"all outputs of every input are 0, .* or export with --no-verify"):
+        compare(np.zeros((4, 1)), np.zeros((4, 1)), 1e-4)

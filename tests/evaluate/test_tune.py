@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from slimc.backends import cores
 from slimc.emit.model import emit
-from slimc.evaluate import tune
 from slimc.evaluate.tune import Section, cost, describe, fit, network, nonnegative_least_squares, sections
 from slimc.ir.validate import validate
 from slimc.passes.pack_heads import partition
@@ -86,18 +85,8 @@ def test_a_column_of_zeros_gets_nothing():
     np.testing.assert_allclose(nonnegative_least_squares(design, design[:, 0] * 4), [4.0, 0.0])
 
 
-@pytest.fixture
-def short(monkeypatch):
-    """Fewer and smaller attentions; everything else is real."""
-    monkeypatch.setattr(tune, "_DIMS", (48,))
-    monkeypatch.setattr(tune, "_SIDES", (4, 5))
-    monkeypatch.setattr(tune, "_SECTIONS", 6)
-    monkeypatch.setattr(tune, "_LOADINGS", 2)
-    monkeypatch.setattr(tune, "_ROUNDS", 1)
-
-
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_the_command_measures_and_writes_what_export_takes(backend, short, tmp_path):
+def test_the_command_measures_and_writes_what_export_takes(backend, short_tuning, tmp_path):
     if backend == "openvino":
         pytest.importorskip("openvino")
     path = tmp_path / "tuning.json"
@@ -112,7 +101,7 @@ def test_the_command_measures_and_writes_what_export_takes(backend, short, tmp_p
     assert describe(written.costs)[0][0] == "projections"
 
 
-def test_more_threads_than_cores_are_measured_with_a_warning(short, tmp_path, monkeypatch):
+def test_more_threads_than_cores_are_measured_with_a_warning(short_tuning, tmp_path, monkeypatch):
     monkeypatch.setattr(cores, "usable", lambda: (0,))
     outcome = slimc("tune", "--threads", "2", "-o", tmp_path / "tuning.json", "--json")
     assert outcome.code == 0, outcome.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slimc.errors import OutputError
-from slimc.files.output import check_writable, replacing
+from slimc.files.output import check_writable, replacing, scratch
 from tests.command_line import snapshot
 
 
@@ -192,3 +192,78 @@ def test_a_file_size_limit_is_an_output_error_and_keeps_what_was_there(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert snapshot(tmp_path) == {"a": b"old"}
+
+
+class TestLinks:
+    def test_what_a_link_leads_to_is_replaced_and_the_link_stays(self, tmp_path):
+        (tmp_path / "store").mkdir()
+        real, link = tmp_path / "store" / "real.onnx", tmp_path / "m.onnx"
+        real.write_text("old")
+        link.symlink_to(real)
+        with replacing(link, tmp_path / "m.npz") as (model, reference):
+            assert model.parent.parent == real.parent  # the same disk as what is replaced
+            assert reference.parent.parent == tmp_path
+            model.write_text("new")
+            reference.write_text("reference")
+        assert link.is_symlink()
+        assert (real.read_text(), (tmp_path / "m.npz").read_text()) == ("new", "reference")
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["m.npz", "m.onnx", "real.onnx", "store"]
+
+    def test_a_link_to_a_file_that_is_still_to_be_made_makes_it(self, tmp_path):
+        link = tmp_path / "m.onnx"
+        link.symlink_to("real.onnx")
+        with replacing(link) as (temporary,):
+            temporary.write_text("new")
+        assert link.is_symlink()
+        assert (tmp_path / "real.onnx").read_text() == "new"
+
+    def test_an_error_leaves_link_and_file_alone(self, tmp_path):
+        real, link = tmp_path / "real.onnx", tmp_path / "m.onnx"
+        real.write_text("old")
+        link.symlink_to(real)
+        with pytest.raises(ValueError, match="halfway"), replacing(link) as (temporary,):
+            temporary.write_text("new")
+            raise ValueError("halfway")
+        assert (link.is_symlink(), real.read_text()) == (True, "old")
+
+    def test_a_circle_and_a_missing_directory_are_refused(self, tmp_path):
+        (tmp_path / "a").symlink_to(tmp_path / "b")
+        (tmp_path / "b").symlink_to(tmp_path / "a")
+        with pytest.raises(OutputError, match="is a link"):
+            check_writable(tmp_path / "a")
+        (tmp_path / "c").symlink_to(tmp_path / "no" / "file")
+        with pytest.raises(OutputError, match=r"a link to .*no/file\): the directory .* does not exist"):
+            check_writable(tmp_path / "c")
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null")):
+        with pytest.raises(OutputError, match="a pipe, a socket or a device"), replacing(path):
+            pass
+    assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
+
+
+class TestScratch:
+    def test_it_is_gone_afterwards(self):
+        with scratch() as directory:
+            (directory / "file").write_text("content")
+        assert not directory.exists()
+
+    def test_no_room_is_one_line_that_says_where(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with pytest.raises(OutputError, match=rf"scratch space in {tmp_path}.*let TMPDIR name"), scratch():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert snapshot(tmp_path) == {}
+
+    def test_a_directory_that_is_not_there_is_said(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+        with pytest.raises(OutputError, match="no scratch space: No such file or directory"), scratch():
+            pass
+
+    def test_other_errors_are_not_ours_to_explain(self, tmp_path):
+        with pytest.raises(FileNotFoundError), scratch():
+            (tmp_path / "missing").read_text()
+        with pytest.raises(PermissionError), scratch():
+            raise PermissionError(errno.EACCES, "denied", str(tmp_path / "model"))

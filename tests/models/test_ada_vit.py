@@ -15,7 +15,7 @@ from slimc.ir.interpret.model import interpret, trace
 from slimc.ir.validate import validate
 from slimc.models.ada_vit_flags import UNSUPPORTED
 from slimc.models.options import AdaVitOptions
-from slimc.models.systems import AdaVit
+from slimc.models.systems import AdaVit, recognises
 from tests.gated import DATA, SMALL, VECTORS, images_for, observe, random_adaptive, random_checkpoint, vector
 
 
@@ -115,7 +115,7 @@ def test_a_flag_that_evaluation_does_not_define_is_refused_by_name(flag):
 
 def test_a_file_without_arguments_needs_options_and_then_is_the_same_network():
     released = vector(VECTORS[1])
-    bare = replace(read_checkpoint(released.checkpoint), args={})
+    bare = replace(read_checkpoint(released.checkpoint, recognises), args={})
     with pytest.raises(OptionError, match=r"--ada-head: .* plain, v2 or attn"):
         AdaVit().load(bare, AdaVitOptions())
     with pytest.raises(OptionError, match="--ada-token-with-mlp"):

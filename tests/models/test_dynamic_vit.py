@@ -16,7 +16,7 @@ from slimc.models import dynamic_vit
 from slimc.models.dynamic_vit_network import DynamicVisionTransformer, DynamicVitConfig, Masked
 from slimc.models.dynamic_vit_settings import keep_ratios
 from slimc.models.options import DynamicVitOptions
-from slimc.models.systems import DynamicVit, VitSlim
+from slimc.models.systems import DynamicVit, VitSlim, recognises
 from tests.selecting import (
     VECTORS,
     Vector,
@@ -39,7 +39,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_the_network_gives_the_released_logits_and_keeps_the_same_patches(vector: Vector):
-    searched = DynamicVit().load(read_checkpoint(vector.checkpoint), DynamicVitOptions(**vector.options))
+    searched = DynamicVit().load(read_checkpoint(vector.checkpoint, recognises), DynamicVitOptions(**vector.options))
     with torch.inference_mode():
         found = searched.trace(searched.pytorch("masked"), torch.from_numpy(vector.images))
     np.testing.assert_allclose(found.logits.numpy(), vector.logits, rtol=0, atol=2e-6)
@@ -49,7 +49,7 @@ def test_the_network_gives_the_released_logits_and_keeps_the_same_patches(vector
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_the_ir_means_the_same(vector: Vector):
-    searched = DynamicVit().load(read_checkpoint(vector.checkpoint), DynamicVitOptions(**vector.options))
+    searched = DynamicVit().load(read_checkpoint(vector.checkpoint, recognises), DynamicVitOptions(**vector.options))
     validate(searched.masked)
     found = trace(searched.masked, vector.images)
     np.testing.assert_allclose(found.logits, vector.logits, rtol=0, atol=2e-6)
@@ -75,7 +75,9 @@ def test_the_dense_network_has_no_predictor_and_keeps_every_token():
 
 
 def test_settings_tell_what_is_in_force():
-    searched = DynamicVit().load(read_checkpoint(VECTORS[0].checkpoint), DynamicVitOptions(**VECTORS[0].options))
+    searched = DynamicVit().load(
+        read_checkpoint(VECTORS[0].checkpoint, recognises), DynamicVitOptions(**VECTORS[0].options)
+    )
     assert searched.settings["keep"] == [137, 96, 67]
     assert searched.settings["keep_ratios"] == pytest.approx([0.7, 0.49, 0.343])
     assert searched.settings["pruning_loc"] == [3, 6, 9]

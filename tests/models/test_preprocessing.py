@@ -18,6 +18,7 @@ from slimc.ir.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from slimc.models.options import VitSlimOptions
 from slimc.models.preprocessing import input_size, override
 from slimc.models.preprocessing import read_preprocessing as read
+from slimc.models.systems import recognises
 from tests.artefacts import OPTIONS, VECTORS
 from tests.checkpoints import Recipe, arguments, save, state_dict
 from tests.command_line import slimc as run
@@ -204,4 +205,4 @@ def test_the_demos_model_states_what_its_training_did(tmp_path):
     assert metadata.preprocessing == Preprocessing(HALF, HALF, 1.0)
     images, _ = digits()
     assert float(np.abs(images).max()) == 1.0
-    assert read_checkpoint(VECTORS["digits"]).args.get("mean") is None
+    assert read_checkpoint(VECTORS["digits"], recognises).args.get("mean") is None

@@ -20,6 +20,7 @@ from slimc.ir.interpret.model import interpret
 from slimc.models import vit_slim
 from slimc.models.options import VitSlimOptions
 from slimc.models.system import Network
+from slimc.models.systems import recognises
 from slimc.models.vit_slim_masks import threshold
 from slimc.models.weights import Weights
 from slimc.targets.target import find_target
@@ -61,7 +62,7 @@ def vector(request: pytest.FixtureRequest) -> Vector:
 
 def load_vector(folder: str, file: str, prefix: str = "", options: dict[str, Any] | None = None) -> Vector:
     path = vectors.DATA / folder / file
-    checkpoint, searched = read_checkpoint(path), load_network(path, options)
+    checkpoint, searched = read_checkpoint(path, recognises), load_network(path, options)
     arrays = vectors.arrays(folder)
     logits, soft = arrays[f"{prefix}logits"], arrays[f"{prefix}logits_soft"]
     return Vector(folder, checkpoint, searched, arrays["images"], logits, soft)
@@ -232,7 +233,7 @@ def load_small(
     """A checkpoint of `recipe` as slimc understands it, with the arguments its training script would have saved."""
     args = arguments(input_size=list(recipe.image), uniform_search=recipe.zeta == "uniform", **others)
     file = save(path / "small.pth", {"model": state_dict(recipe), "args": args})
-    return read_checkpoint(file), load_network(file, options)
+    return read_checkpoint(file, recognises), load_network(file, options)
 
 
 def images_for(recipe: Recipe) -> ir.FloatArray:
@@ -441,7 +442,7 @@ class TestErrors:
         counts = [len(m.masked.blocks[0].attention.heads) for m in (as_heads, as_one)]  # type: ignore[union-attr]
         assert counts == [6, 1]
 
-    @pytest.mark.parametrize("budget", [0, 0.0, 1.2, -1, float("nan"), "0.7", None, True, [0.7]])
+    @pytest.mark.parametrize("budget", [0, 0.0, 1.2, -1, float("nan"), "half", None, True, [0.7]])
     def test_a_budget_in_the_file_that_is_none(self, tmp_path, budget):
         with pytest.raises(BudgetError, match=r"args.budget_mlp: .* is not a budget|search-stage checkpoint"):
             self.load(tmp_path, state_dict(), arguments(mlp=budget))

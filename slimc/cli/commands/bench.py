@@ -95,8 +95,8 @@ def command(
         plot_latencies(measurements, plot, look)
     out.result(
         "bench",
-        bench_json(measurements, shares, doubts),
-        inputs=dict.fromkeys(source for source in sources),
+        bench_json(measurements, shares, doubts, replaced),
+        inputs=opt.inputs(*sources, tuning),
         outputs=written,
     )
     _print_report(out, measurements, shares)
@@ -123,7 +123,7 @@ def _print_report(out: Output, measurements: Sequence[Measurement], shares: Sequ
             m.subject.label or m.subject.name,
             *(values[i] for values in columns.values()),
             f"{m.median * 1e3:.3f}",
-            f"{row['ratio']:.3f}",
+            f"{row['ratio_to_first']:.3f}",
             *("-" if row[tail] is None else f"{row[tail]:.3f}" for tail in ("p90_ms", "p99_ms")),
             f"{row['min_ms']:.3f}",
             f"{m.variation:.1%}",

@@ -64,7 +64,7 @@ def command(
     report = slimc.build_engine(
         model,
         output,
-        precision=opt.read_precision(precision, fp16=fp16, bf16=bf16) or "fp32",
+        precision=opt.read_precision(precision, fp16=fp16, bf16=bf16),
         target=target,
         backend=backend,
         fused_attention=fused_attention,
@@ -74,9 +74,17 @@ def command(
         progress=out.progress,
         **given.options,
     )
-    written = [report.engine, facts_path(report.engine)]
-    out.result("build-engine", engine_json(report), inputs={model: None}, outputs=written)
+    written = [report.engine, facts_path(report.engine), *([] if report.reference is None else [report.reference])]
+    out.result("build-engine", engine_json(report), inputs=opt.inputs(model, _reference(model)), outputs=written)
     _print_report(out, report)
+
+
+def _reference(model: Path) -> Path | None:
+    """The reference beside a model, which is read and copied; none where there is none."""
+    from slimc.files.reference import reference_path
+
+    path = reference_path(model)
+    return path if model.suffix == ".onnx" and path.is_file() else None
 
 
 def _print_lost(out: Output, report: EngineReport) -> None:
@@ -107,6 +115,8 @@ def _print_report(out: Output, report: EngineReport) -> None:
     _print_lost(out, report)
     for name, reason in facts.kept_float32.items():
         out.warn(f"{name} stays float32: {reason}")
+    for warning in report.warnings:
+        out.warn(warning)
     graph = report.graph_comparison
     if graph is not None:
         out.print(

@@ -35,23 +35,23 @@ def command(
     quiet: opt.Quiet = False,
 ) -> None:
     """Run the demo."""
-    import tempfile
-
     from slimc.cli.console import Output
     from slimc.cli.demo import CHECKPOINT, IMAGE_OPTIONS, keep_checkpoint, run_demo
     from slimc.cli.results import demo_json
+    from slimc.files.output import scratch
 
     out = Output(json, quiet)
     if output is None:
-        with tempfile.TemporaryDirectory(prefix="slimc-demo-") as directory:
-            result = run_demo(Path(directory), progress=out.progress)
-            out.result("demo", demo_json(result))
+        with scratch() as directory:
+            result = run_demo(directory, progress=out.progress)
+            out.result("demo", demo_json(result, ()))
     else:
         replaced = keep_checkpoint(output)
         result = run_demo(output, progress=out.progress)
-        models = [report.onnx for report in result.reports.values()]
-        out.result("demo", demo_json(result), outputs=[output / CHECKPOINT, *models])
-        replaced += [path for report in result.reports.values() for path in report.replaced]
+        reports = result.reports.values()
+        replaced += [path for report in reports for path in report.replaced]
+        written = [output / CHECKPOINT, *(path for report in reports for path in report.written)]
+        out.result("demo", demo_json(result, replaced), outputs=written)
     _print(out, result)
     if output is not None:
         out.print(f"the checkpoint and the models are in {output}{opt.overwritten(replaced)}")

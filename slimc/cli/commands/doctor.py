@@ -11,16 +11,15 @@ EXAMPLE = "Example: slimc doctor --json"
 
 def command(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Examine this machine."""
-    from dataclasses import asdict
-
     from slimc.cli.console import Output
     from slimc.cli.doctor import abilities, examine
+    from slimc.cli.results import doctor_json
 
     out = Output(json, quiet)
     with out.progress("looking around"):
         findings = examine()
     able = abilities(findings)
-    out.result("doctor", {"findings": [{**asdict(f), "works": f.works} for f in findings], "able": able})
+    out.result("doctor", doctor_json(findings, able))
     out.table(
         "",
         ("", "found", "for", "to install"),

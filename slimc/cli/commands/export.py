@@ -88,11 +88,12 @@ def command(
     from slimc.cli.results import export_json
 
     network = report.compiled.network
-    out.result(
-        "export", export_json(report), inputs={checkpoint: network.sha256}, outputs=(report.onnx, report.reference)
-    )
+    read = {checkpoint: network.sha256, **opt.inputs(tuning)}
+    out.result("export", export_json(report), inputs=read, outputs=report.written)
     _print_report(out, report)
-    for warning in network.warnings:
+    for name, reason in report.kept_float32.items():
+        out.warn(f"{name} stays float32: {reason}")
+    for warning in (*network.warnings, *report.warnings):
         out.warn(warning)
 
 

@@ -75,11 +75,14 @@ def command(
     """Inspect a checkpoint or a model."""
     from slimc.cli.console import Output
     from slimc.cli.inspection import Picture, inspect_checkpoint, inspect_model, inspect_usage, panels
+    from slimc.cli.results import names
 
     out = Output(json, quiet)
     compiling = {"--target": target, "--threads": threads, "--tuning": tuning}
     if image is not None and plot is None:
         raise OptionError("--image: is drawn; give --plot OUT.png too")
+    if image is not None and plot_panel and "selections" not in plot_panel:
+        raise OptionError("--image: is drawn in the panel selections, which --plot-panel leaves out")
     available = panels(usage=data is not None, image=image is not None) if plot is not None else ()
     look = opt.read_plot(plot, plot_size, plot_dpi, panels=plot_panel or (), available=available)
     picture = None if plot is None or look is None else Picture(plot, look, image)
@@ -94,7 +97,8 @@ def command(
         how = {"target": target or "generic", "threads": threads, "tuning": tuning}
         found = inspect_checkpoint(source, given.options, given.ema, how, picture, out.progress)
     written = [] if plot is None else [plot]
-    out.result("inspect", found.values, inputs={source: found.sha256}, outputs=written)
+    values = {**found.values, "replaced": names(found.replaced)}
+    out.result("inspect", values, inputs={source: found.sha256, **opt.inputs(tuning, image)}, outputs=written)
     if found.usage is not None:
         _print_usage(out, found.usage)
     else:

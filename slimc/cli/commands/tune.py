@@ -28,10 +28,9 @@ def command(
     quiet: opt.Quiet = False,
 ) -> None:
     """Measure, and write OUTPUT."""
-    from dataclasses import asdict
-
     import slimc
     from slimc.cli.console import Output
+    from slimc.cli.results import tune_json
     from slimc.evaluate.latency import load_warning, thread_warning
     from slimc.evaluate.tune import describe
 
@@ -39,7 +38,7 @@ def command(
     doubts = [doubt for doubt in (load_warning(), thread_warning(threads)) if doubt is not None]
     replaced = [output] if output.exists() else []
     tuning = slimc.tune(output, threads=threads, backend=backend, progress=out.progress)
-    out.result("tune", {**asdict(tuning), "output": str(output), "warnings": doubts}, outputs=[output])
+    out.result("tune", tune_json(tuning, output, doubts, replaced), outputs=[output])
     out.table("", (tuning.library, f"threads: {threads}"), describe(tuning.costs))
     out.print(f"fits {tuning.sections} attentions to {tuning.error:.1%} (root mean square)")
     out.print(f"wrote {output}{opt.overwritten(replaced)}")

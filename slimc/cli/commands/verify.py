@@ -60,12 +60,18 @@ def command(
         for path in artefacts
     ]
     passed = all(verdict.passed for verdict in verdicts)
-    read = [*artefacts, *([] if against is None else [against])]
-    out.result("verify", verify_json(verdicts), inputs=dict.fromkeys(read))
+    out.result("verify", verify_json(verdicts, against, data), inputs=_read(artefacts, against))
     _print_report(out, verdicts)
     out.print("PASSED" if passed else "FAILED")
     if not passed:
         raise typer.Exit(1)
+
+
+def _read(artefacts: list[Path], against: Path | None) -> dict[Path, None]:
+    """The files that were read: artefacts, and what they were compared with."""
+    from slimc.files.reference import reference_path
+
+    return opt.inputs(*artefacts, *([reference_path(path) for path in artefacts] if against is None else [against]))
 
 
 def _agreement_rows(verdicts: list[Verdict]) -> list[tuple[str, list[str]]]:
@@ -81,7 +87,10 @@ def _agreement_rows(verdicts: list[Verdict]) -> list[tuple[str, list[str]]]:
             ("equal decisions", [f"{e.agreement:.3%}" if e else "-" for e in decided]),
             (
                 "worst on the others",
-                [f"{e.worst_other:.2e}" if e and e.worst_other is not None else "-" for e in decided],
+                [
+                    f"{e.worst_other_over_spread:.2e}" if e and e.worst_other_over_spread is not None else "-"
+                    for e in decided
+                ],
             ),
         ]
     if not any(found):

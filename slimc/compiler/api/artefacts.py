@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimc.compiler.engine import EngineOptions, EngineReport, build_from_network
+from slimc.compiler.engine import EngineOptions, EngineReport, build_from_network, check_engine
 from slimc.compiler.engine import build_engine as build_from_model
-from slimc.compiler.load import load_network
+from slimc.compiler.load import load_network, refuse_loading
 from slimc.compiler.variants import BenchOptions, subjects
 from slimc.compiler.verify import Against, Verdict, verify_artefact
 from slimc.emit.precision import Precision
 from slimc.errors import OptionError
 from slimc.evaluate.latency import Measurement, check_seconds, measure
 from slimc.evaluate.progress import Progress, silent
+from slimc.files.output import scratch
+from slimc.models.options import said
 from slimc.models.system import Network
 
 
@@ -62,7 +63,7 @@ def build_engine(
     model: str | Path | Network,
     output: str | Path | None = None,
     *,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     target: str | Sequence[str] | None = None,
     backend: str = "auto",
     fused_attention: bool = True,
@@ -77,7 +78,7 @@ def build_engine(
     Args:
         model: an ONNX model that slimc wrote, a checkpoint, or what `load` returned.
         output: the engine to write, which ends in .engine; None puts it into the current directory under the model's name.
-        precision: of matrix products: "fp32", "fp16" or "bf16".
+        precision: of matrix products: "fp32", "fp16" or "bf16"; None takes the model's own, "fp32" for a checkpoint.
         target: one or several of "sm75" ... "sm121"; None takes this machine's GPU, else what the model was exported for,
             else SM80 and newer.
         backend: "auto", "tensorrt" (on the GPU that it is for) or "tensorrt-rtx" (for any, without one).
@@ -100,20 +101,22 @@ def build_engine(
         6
     """
     targets = () if target is None else (target,) if isinstance(target, str) else tuple(target)
-    how = EngineOptions(backend, tuple(name.lower() for name in targets), precision, fused_attention, verify)
+    targets = tuple(dict.fromkeys(name.lower() for name in targets))
+    how = EngineOptions(backend, targets, precision, fused_attention, verify)
     source = Path(model) if isinstance(model, (str, Path)) else model.path
     path = Path(Path(source.name.removesuffix(".tar")).with_suffix(".engine")) if output is None else Path(output)
     if source.suffix == ".onnx":
-        given = [*options, *(["ema"] if ema is not None else []), *(["batch_size"] if batch_size is not None else [])]
+        given = [*said(options, ema), *(["--batch-size"] if batch_size is not None else [])]
         if given:
-            raise OptionError(
-                f"--{given[0].replace('_', '-')}: says how to compile a checkpoint; {source} is compiled already"
-            )
+            raise OptionError(f"{given[0]}: says how to compile a checkpoint; {source} is compiled already")
         return build_from_model(source, path, how, progress=progress)
     if isinstance(model, (str, Path)):
+        check_engine(path, how)
         with progress(f"reading {source.name}"):
             model = load_network(source, options, ema=ema)
-    return build_from_network(model, path, how, batch_size=batch_size or 1, progress=progress)
+    else:
+        refuse_loading(model, options, ema)
+    return build_from_network(model, path, how, batch_size=1 if batch_size is None else batch_size, progress=progress)
 
 
 def bench(
@@ -169,6 +172,6 @@ def bench(
         ema=ema,
     )
     paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        found = subjects(paths, how, Path(directory), progress)
+    with scratch() as directory:
+        found = subjects(paths, how, directory, progress)
         return measure(found, seconds, progress=progress)

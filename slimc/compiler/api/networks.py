@@ -8,11 +8,11 @@ from typing import Any
 from slimc.compiler.adaptive import Adaptive, find_adaptive
 from slimc.compiler.compile import Compiled, compile_network
 from slimc.compiler.export import ExportReport, check_export, export_network
-from slimc.compiler.load import load_network
-from slimc.compiler.options import CompileOptions
+from slimc.compiler.load import load_network, refuse_loading
+from slimc.compiler.options import CompileOptions, check_measured
 from slimc.emit.precision import Precision
 from slimc.errors import OptionError
-from slimc.evaluate.progress import Progress, silent
+from slimc.evaluate.progress import Progress, Stopwatch, silent
 from slimc.models.system import Network, Variant
 from slimc.targets.target import Target, find_target
 
@@ -134,15 +134,16 @@ def export(
         (True, 1.0)
     """
     how = _compile_options(target, threads, tuning, variant, batch_size, precision, opset, adaptive, data)
+    watch = Stopwatch(progress)
     if isinstance(network, (str, Path)):
         check_export(Path(network), Path(output), how, verify=verify, check_passes=check_passes)
-        with progress(f"reading {Path(network).name}"):
+        with watch.stage("load", f"reading {Path(network).name}"):
             network = load(network, ema=ema, **options)
-    elif options or ema is not None:
-        raise OptionError(
-            f"{', '.join(options) or 'ema'}: say how to load a checkpoint; {network.path} is loaded already"
-        )
-    return export_network(network, Path(output), how, verify=verify, check_passes=check_passes, progress=progress)
+    else:
+        refuse_loading(network, options, ema)
+    return export_network(
+        network, Path(output), how, verify=verify, check_passes=check_passes, watch=watch, progress=progress
+    )
 
 
 def _compile_options(
@@ -156,11 +157,12 @@ def _compile_options(
     adaptive: str | Adaptive | None,
     data: str | Path | None,
 ) -> CompileOptions:
+    measured = "--tuning" if tuning is not None else "--threads" if threads is not None else None
     if isinstance(target, str):
         target = find_target(target, threads=threads, tuning=tuning)
     elif threads is not None or tuning is not None:
         raise OptionError("threads, tuning: belong to the target, which is made already; give them to find_target")
-    return CompileOptions(
+    options = CompileOptions(
         variant=variant,
         batch_size=batch_size,
         opset=opset,
@@ -169,3 +171,5 @@ def _compile_options(
         adaptive=find_adaptive(adaptive) if isinstance(adaptive, str) else adaptive,
         data=None if data is None else Path(data),
     )
+    check_measured(options, measured)
+    return options

@@ -46,12 +46,12 @@ class Trace:
 
 
 def interpret(model: Model, images: FloatArray) -> Float64:
-    """Logits [B, classes] of `images` [B, 3, height, width]."""
+    """Logits [B, classes] of `images` [B, channels, height, width]."""
     return trace(model, images).logits
 
 
 def trace(model: Model, images: FloatArray) -> Trace:
-    """Logits of `images` [B, 3, height, width], and what was selected on the way."""
+    """Logits of `images` [B, channels, height, width], and what was selected on the way."""
     stream = start(model, np.asarray(images, np.float64))
     kept, decisions = [], []
     for block in model.blocks:
@@ -96,7 +96,7 @@ def embed(embedding: Embedding, images: Float64) -> Float64:
 
 
 def cut_patches(images: Float64, height: int, width: int) -> Float64:
-    """Patches [B, patches, 3 * height * width] of `images`, row-major, channels first within a patch."""
+    """Patches [B, patches, channels * height * width] of `images`, row-major, channels first within a patch."""
     batch, channels, rows, columns = images.shape
     grid = images.reshape(batch, channels, rows // height, height, columns // width, width)
     cells: Float64 = grid.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * height * width)

@@ -1,0 +1,415 @@
+"""Weights and arguments are found where training scripts put them, and nothing is taken for what it is not."""
+
+import argparse
+import collections
+import datetime
+import decimal
+import enum
+import functools
+import pathlib
+import pickle
+import random
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.utils import prune
+
+from slimc import ir
+from slimc.compiler.load import load_network
+from slimc.errors import CheckpointError, OptionError
+from slimc.files.checkpoint import Checkpoint, choose_weights, read_checkpoint
+from slimc.ir.interpret.model import interpret
+from slimc.models.systems import recognises
+from tests import vectors
+from tests.checkpoints import Recipe, State, arguments, save, state_dict
+from tests.networks import images_for
+
+STATE, OTHER = state_dict(), state_dict(Recipe(seed=1))
+DENSE = {key: value for key, value in OTHER.items() if "zeta" not in key}
+
+
+def behind(prefix: str, state: State = STATE) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def read(path: Path, content: object, **options: Any) -> Checkpoint:
+    return read_checkpoint(save(path / "c.pth", content), recognises, **options)
+
+
+def assert_is(state: Any, expected: State) -> None:
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+PREFIXES = (
+    *("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "_forward_module.", "model.", "backbone."),
+    *("module.model.", "net.module._orig_mod.", "a.b.c.d.e.", "student.encoder.", "0."),
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_weights_behind_any_prefix(tmp_path, prefix):
+    checkpoint = read(tmp_path, {"model": behind(prefix), "args": arguments()})
+    assert_is(checkpoint.state, STATE)
+    assert checkpoint.warnings == ()
+    # What torch.compile puts in is no part of the name.
+    names = [part for part in prefix.split(".") if part and part != "_orig_mod"]
+    assert checkpoint.state_key == ".".join(["model", *names])
+
+
+@pytest.mark.parametrize("system", ["dynamicvit-a-deit-0.7", "adavit-a-head-layer"])
+def test_weights_of_every_system_behind_a_prefix(tmp_path, system):
+    content = torch.load(vectors.DATA / system / "checkpoint.pth", weights_only=False)
+    key = "model" if "model" in content else "state_dict"
+    wrapped = read(tmp_path, {"net": behind("model.module.", content[key])})
+    assert_is(wrapped.state, content[key])
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_blocks_that_were_wrapped_one_by_one(tmp_path, wrapper):
+    state = {key.replace("blocks.0.", f"blocks.0.{wrapper}."): value for key, value in STATE.items()}
+    assert_is(read(tmp_path, state).state, STATE)
+
+
+KEYS: dict[str, tuple[dict[Any, Any], str]] = {
+    key: ({key: STATE}, key)
+    for key in ("model", "state_dict", "module", "model_state_dict", "model_state", "net", "teacher", "weights", "best")
+} | {
+    "nested": ({"checkpoint": {"states": {"model": STATE}}}, "checkpoint.states.model"),
+    "in a list": ({"nets": [None, STATE]}, "nets.1"),
+    "an epoch": ({12: STATE}, "12"),
+    "beside a configuration": ({"model": {"type": "vit", "depth": 4}, "state_dict": STATE}, "state_dict"),
+    "beside a name": ({"model": "deit_small", "net": STATE}, "net"),
+    "beside a dense teacher": ({"student": STATE, "teacher": DENSE}, "student"),
+    "twice": ({"model": STATE, "state_dict": dict(STATE)}, "model"),
+    "with an optimizer's averages": ({"model": STATE, "optimizer": {"exp_avg": OTHER}}, "model"),
+    "with gradients": ({"model": STATE, "grads": OTHER}, "model"),
+    "with masks": ({"model": STATE, "masks": {k: v > 0 for k, v in STATE.items() if "zeta" in k}}, "model"),
+    "in an object": ({"saved": types.SimpleNamespace(model=STATE)}, "saved.model"),
+}
+
+
+@pytest.mark.parametrize("layout", KEYS)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_weights_under_any_key(tmp_path, layout, legacy):
+    content, key = KEYS[layout]
+    checkpoint = read_checkpoint(save(tmp_path / "c.pth", content, legacy=legacy), recognises)
+    assert_is(checkpoint.state, STATE)
+    assert (checkpoint.state_key, checkpoint.ema, checkpoint.averaged) == (key, False, None)
+
+
+def test_a_list_with_a_state_dict_in_it(tmp_path):
+    assert read(tmp_path, (STATE, 3)).state_key == "0"
+
+
+def test_other_weights_beside_the_network_are_left_out_and_told(tmp_path):
+    content = {"state_dict": behind("model.") | behind("criterion.teacher.", DENSE) | {"scale": torch.ones(1)}}
+    checkpoint = read(tmp_path, content | {"args": arguments()})
+    assert_is(checkpoint.state, STATE)
+    warning = load_network(checkpoint.path).warnings[0]
+    assert f"took the weights under state_dict.model; left out {len(DENSE) + 1} beside them" in warning
+    assert "criterion.teacher.cls_token" in warning
+
+
+AVERAGED = {
+    "model_ema": {"model": STATE, "model_ema": OTHER},
+    "state_dict_ema": {"state_dict": STATE, "state_dict_ema": behind("module.", OTHER)},
+    "ema first": {"ema": OTHER, "model": STATE},
+    "nested": {"model": STATE, "ema": {"decay": 0.99, "model": behind("module.", OTHER)}},
+    "EMA": {"net": STATE, "EMA_weights": OTHER},
+    "ModelEma": {"net": STATE, "ModelEmaV2": OTHER},
+    "shadow": {"model": STATE, "shadow": OTHER},
+    "swa": {"model": STATE, "swa_model": behind("module.", OTHER) | {"n_averaged": torch.tensor(3)}},
+    "in one mapping": {"state_dict": behind("model.") | behind("model_ema.module.", OTHER)},
+    "beside bare weights": STATE | behind("ema.", OTHER),
+}
+
+
+@pytest.mark.parametrize("layout", AVERAGED)
+def test_averaged_weights_under_any_name(tmp_path, layout):
+    checkpoint = read(tmp_path, AVERAGED[layout])
+    assert_is(choose_weights(checkpoint, ema=None, averaged=False).state, STATE)
+    chosen = choose_weights(checkpoint, ema=True, averaged=False)
+    assert_is(chosen.state, OTHER)
+    assert chosen.ema
+    assert chosen.state_key == checkpoint.averaged_key
+
+
+def test_names_that_only_look_like_averages(tmp_path):
+    assert read(tmp_path, {"schema": STATE}).ema is False
+    assert read(tmp_path, {"remainder_ema": STATE}).ema is True
+
+
+def test_a_file_with_nothing_but_averaged_weights(tmp_path):
+    checkpoint = read(tmp_path, {"model_ema": OTHER, "args": arguments()})
+    assert_is(choose_weights(checkpoint, ema=None, averaged=False).state, OTHER)
+    assert choose_weights(checkpoint, ema=True, averaged=False).ema
+    with pytest.raises(OptionError, match=r"--no-ema: the weights that .*c.pth has under model_ema are averaged ones"):
+        load_network(checkpoint.path, ema=False)
+
+
+AMBIGUOUS = {
+    "mappings": ({"model": STATE, "best": OTHER}, ("model", "best")),
+    "prefixes": ({"net": behind("student.") | behind("teacher.", OTHER)}, ("net.student", "net.teacher")),
+    "nested prefixes": (STATE | behind("teacher.", OTHER), (".", "teacher")),
+}
+
+
+@pytest.mark.parametrize("layout", AMBIGUOUS)
+def test_several_networks_are_an_error_until_one_is_chosen(tmp_path, layout):
+    content, (first, second) = AMBIGUOUS[layout]
+    with pytest.raises(CheckpointError, match="has the weights of several networks, under ") as caught:
+        read(tmp_path, content)
+    assert f"under {first}, {second}; expected one: choose with --state-key {first}" in str(caught.value)
+    assert_is(read(tmp_path, content, state_key=first).state, STATE)
+    assert_is(read(tmp_path, content, state_key=second).state, OTHER)
+
+
+def test_the_chosen_weights_are_taken_as_they_are(tmp_path):
+    content = {"model": behind("module.") | behind("teacher.", DENSE), "model_ema": OTHER, "args": arguments()}
+    assert_is(read(tmp_path, content, state_key="model").state, STATE)
+    assert_is(read(tmp_path, content, state_key="model.module").state, STATE)
+    assert_is(read(tmp_path, content, state_key="model.teacher").state, DENSE)
+    averaged = read(tmp_path, content, state_key="model_ema")
+    assert_is(averaged.state, OTHER)
+    assert averaged.ema
+    path = averaged.path
+    assert len(load_network(path, {"state_key": "model.module"}).masked.blocks) == 2
+    with pytest.raises(OptionError, match=r"no averaged weights beside model.module"):
+        load_network(path, {"state_key": "model"}, ema=True)
+    with pytest.raises(CheckpointError, match="a timm ViT without masks"):
+        load_network(path, {"state_key": "model.teacher"})
+
+
+def test_a_choice_of_nothing_lists_what_there_is(tmp_path):
+    content = {"model": STATE, "model_ema": OTHER, "head": {"weight": torch.ones(2)}}
+    with pytest.raises(
+        OptionError, match=r"--state-key: .*c.pth has no weights under nett; it has model, model_ema, head"
+    ):
+        read(tmp_path, content, state_key="nett")
+
+
+def test_counters_of_profilers_are_no_weights(tmp_path):
+    counters = {f"{name}{kind}": torch.zeros(1) for name in ("", "blocks.0.") for kind in ("total_ops", "total_params")}
+    assert_is(read(tmp_path, STATE | counters).state, STATE)
+
+
+def test_weights_that_torch_pruned_are_folded(tmp_path):
+    linear = torch.nn.Linear(16, 12)
+    prune.l1_unstructured(linear, "weight", amount=0.5)
+    prune.random_unstructured(linear, "bias", amount=0.5)
+    split = {f"blocks.0.mlp.fc2.{key}": value for key, value in linear.state_dict().items()}
+    assert sorted(split)[0].endswith("bias_mask")
+    state = {key: value for key, value in STATE.items() if not key.startswith("blocks.0.mlp.fc2.")}
+    whole = {"blocks.0.mlp.fc2.weight": linear.weight.detach(), "blocks.0.mlp.fc2.bias": linear.bias.detach()}
+    assert_is(read(tmp_path, {"model": behind("module.", state | split)}).state, state | whole)
+
+
+def test_masks_of_another_shape_are_an_error(tmp_path):
+    state = STATE | {"head.weight_orig": torch.ones(5, 12), "head.weight_mask": torch.ones(5, 1)}
+    del state["head.weight"]
+    with pytest.raises(CheckpointError, match=r"head.weight_orig has the shape \[5, 12\], its mask \[5, 1\]"):
+        read(tmp_path, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
+def test_weights_of_any_precision_compute_what_they_say(tmp_path, dtype, container):
+    state, path = {key: value.to(dtype) for key, value in STATE.items()}, tmp_path / "c.pth"
+    budgets = {f"budget_{kind}": 0.7 for kind in ("attn", "mlp", "patch")}
+    if container == "safetensors":
+        save_file(state, path)
+    else:
+        save(path, state, legacy=container == "legacy")
+    wide = save(tmp_path / "wide.pth", {key: value.float() for key, value in state.items()})
+    assert_same(logits(path, budgets), logits(wide, budgets))
+
+
+def logits(path: Path, options: dict[str, float]) -> ir.FloatArray:
+    network = load_network(path, options).masked
+    return interpret(network, images_for(network))
+
+
+def assert_same(found: ir.FloatArray, expected: ir.FloatArray) -> None:
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_weights_as_numpy_arrays(tmp_path):
+    arrays = {key: value.numpy() for key, value in STATE.items()}
+    assert_is(read(tmp_path, {"model": arrays}).state, STATE)
+
+
+def test_weights_that_share_memory_or_are_views(tmp_path):
+    whole = torch.randn(4, 5, 12)
+    state = STATE | {"head.weight": whole[2], "norm.weight": whole[1, 3], "cls_token": whole.transpose(0, 2)[:, :1, :1]}
+    for legacy in (False, True):
+        path = save(tmp_path / "c.pth", {"model": state}, legacy=legacy)
+        assert_is(read_checkpoint(path, recognises).state, state)
+
+
+def test_weights_that_are_no_plain_tensors_are_named(tmp_path):
+    content = {"model": STATE | {"head.weight": torch.ones(5, 12).to_sparse()}}
+    with pytest.raises(CheckpointError, match=r"head.weight is made by torch._utils._rebuild_sparse_tensor; expected"):
+        read(tmp_path, content)
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+
+
+class Settings:
+    def __init__(self) -> None:
+        self.depth, self.itself = 4, self
+
+
+class Config(dict[str, Any]):
+    """As EasyDict, addict and yacs have them."""
+
+
+def nothing(_value: int) -> None:
+    """A function to name in a pickle."""
+
+
+OBJECTS: dict[str, Any] = {
+    "paths": [pathlib.Path("runs"), pathlib.PureWindowsPath("C:/runs")],
+    "dates": [datetime.datetime(2024, 1, 2), datetime.timedelta(3)],
+    "enum": Mode.FAST,
+    "scalars": [np.float16(1), np.uint8(3), np.complex64(1), np.str_("a"), np.datetime64("2024-01-02"), np.bool_(1)],
+    "arrays": [np.arange(3), np.zeros((2, 0)), np.array(["a"]), np.array([None, {}], object), np.ones(2, ">f4")],
+    "random states": [random.getstate(), np.random.get_state(), torch.get_rng_state(), np.random.default_rng(0)],
+    "containers": [collections.defaultdict(list, a=[1]), collections.Counter("aab"), {1, 2}, frozenset({3}), b"bytes"],
+    "more containers": [collections.deque([1]), range(3), slice(1, 2), bytearray(b"a"), 1j, torch.Size([1, 2])],
+    "namespaces": [types.SimpleNamespace(a=1), argparse.Namespace(b=2)],
+    "objects": Settings(),
+    "classes": [Settings, dict, torch.nn.Linear, torch.float32, torch.device("cpu")],
+    "functions": [functools.partial(nothing, 3), nothing, len, "a".join],
+    "module": torch.nn.Sequential(torch.nn.Linear(2, 2)),
+    "optimizer": torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict(),
+    "sparse": torch.eye(2).to_sparse(),
+    "huge": [10**4000, 2**2000, -(10**30), float("inf")],
+    "exceptions": [ValueError("a"), KeyError("b")],
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+def test_objects_that_do_not_matter_do_not_matter(tmp_path, kind, protocol):
+    if protocol < 2 and kind in ("module", "optimizer", "sparse", "classes"):
+        pytest.skip("torch cannot save these in protocols that old")
+    args = arguments(note=OBJECTS[kind])
+    content = {"model": STATE, "args": args, "hyper_parameters": OBJECTS[kind], "extra": {"deep": [OBJECTS[kind]]}}
+    path = tmp_path / "c.pth"
+    torch.save(content, path, pickle_protocol=protocol)
+    checkpoint = read_checkpoint(path, recognises)
+    assert_is(checkpoint.state, STATE)
+    assert checkpoint.args["budget_attn"] == 0.7
+    assert len(load_network(path).masked.blocks) == 2
+
+
+NUMBERS = {
+    "float": 0.7,
+    "text": "0.7",
+    "NumPy float64": np.float64(0.7),
+    "NumPy float32": np.float32(0.7),
+    "NumPy float16": np.float16(0.7),
+    "big endian": np.array(0.7, ">f8"),
+    "array of no axes": np.array(0.7),
+    "tensor": torch.tensor(0.7),
+    "half tensor": torch.tensor(0.7, dtype=torch.bfloat16),
+    "double tensor": torch.tensor(0.7, dtype=torch.float64),
+    "parameter": torch.nn.Parameter(torch.tensor(0.7)),
+    "decimal": decimal.Decimal("0.7"),
+}
+
+
+@pytest.mark.parametrize("guise", NUMBERS)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_numbers_in_every_guise(tmp_path, guise, legacy):
+    content = {"model": STATE, "args": arguments(attn=NUMBERS[guise])}
+    checkpoint = read_checkpoint(save(tmp_path / "c.pth", content, legacy=legacy), recognises)
+    assert checkpoint.args["budget_attn"] == 0.7
+    assert load_network(checkpoint.path).settings["budgets"]["attn"] == 0.7
+
+
+def test_other_plain_values(tmp_path):
+    values = {
+        "integers": [np.int64(3), torch.tensor(3), "3", np.uint8(3)],
+        "booleans": [np.bool_(True), torch.tensor(True), "True", "true"],
+        "arrays": [np.array([3, 6]), torch.tensor([3, 6]), torch.Size([3, 6]), (3, np.int8(6))],
+        "text": ["1_000", "0x10", "deit", "", "1.2.3", np.str_("deit")],
+        "nothing": [None, "None"],
+        "nested": {"a": types.SimpleNamespace(b=np.int64(1))},
+    }
+    assert read(tmp_path, {"model": STATE, "args": values}).args == {
+        "integers": [3] * 4,
+        "booleans": [True] * 4,
+        "arrays": [[3, 6]] * 4,
+        "text": ["1_000", "0x10", "deit", "", "1.2.3", "deit"],
+        "nothing": [None] * 2,
+        "nested": {"a": {"b": 1}},
+    }
+
+
+ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "args": ({"args": arguments(), "config": {"budget_attn": 0.1}}, "args"),
+    "dict": ({"args": vars(arguments())}, "args"),
+    "SimpleNamespace": ({"args": types.SimpleNamespace(**vars(arguments()))}, "args"),
+    "a dict's subclass": ({"config": Config(vars(arguments()))}, "config"),
+    "Lightning": ({"hyper_parameters": vars(arguments())}, "hyper_parameters"),
+    "Lightning with args": ({"hyper_parameters": {"args": arguments(), "lr": 1}}, "hyper_parameters.args"),
+    "config": ({"config": vars(arguments())}, "config"),
+    "cfg": ({"cfg": vars(arguments()), "args": "python train.py"}, "cfg"),
+    "hparams": ({"hparams": vars(arguments()), "args": None}, "hparams"),
+    "opt": ({"opt": arguments()}, "opt"),
+}
+
+
+@pytest.mark.parametrize("layout", ARGUMENTS)
+def test_arguments_under_any_name(tmp_path, layout):
+    others, name = ARGUMENTS[layout]
+    checkpoint = read(tmp_path, {"model": STATE, **others})
+    assert (checkpoint.args["budget_attn"], checkpoint.args_from) == (0.7, name)
+
+
+def test_arguments_beside_nested_weights(tmp_path):
+    checkpoint = read(tmp_path, {"run": {"model": STATE, "args": arguments()}, "epoch": 3})
+    assert (checkpoint.args["budget_attn"], checkpoint.args_from) == (0.7, "args")
+
+
+def test_a_torchscript_archive_is_told_and_not_run(tmp_path):
+    path = tmp_path / "c.pth"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    with pytest.raises(CheckpointError, match=r"not a checkpoint but a TorchScript archive.*torch.jit.load"):
+        read_checkpoint(path, recognises)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_pickled_module_is_told_and_not_run(tmp_path, legacy, nested):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    path = save(tmp_path / "c.pth", {"model": module} if nested else module, legacy=legacy)
+    with pytest.raises(CheckpointError, match=r"holds a pickled module \(torch.nn.modules.container.Sequential\)"):
+        read_checkpoint(path, recognises)
+
+
+def test_suffixes_may_say_anything(tmp_path):
+    as_torch, as_safetensors = tmp_path / "a.safetensors", tmp_path / "b.pth"
+    save(as_torch, {"model": STATE})
+    save_file(STATE, as_safetensors)
+    for path in (as_torch, as_safetensors):
+        assert_is(read_checkpoint(path, recognises).state, STATE)
+
+
+def test_plain_pickles_are_told(tmp_path):
+    path = tmp_path / "c.pth"
+    path.write_bytes(pickle.dumps({"model": {"a": np.ones(2)}}))
+    with pytest.raises(CheckpointError, match=r"a pickle that torch.save did not write"):
+        read_checkpoint(path, recognises)
