@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from slimc.cli.commands import bench, build_engine, demo, doctor, export, inspect, tune, verify
+from slimc.cli.commands import eval as evaluate
 from slimc.cli.help import Command, Group
 from slimc.errors import InternalError, SlimcError
 
@@ -40,6 +41,7 @@ for _name, _command, _panel in (
     ("build-engine", build_engine, _COMPILE),
     ("inspect", inspect, _CHECK),
     ("verify", verify, _CHECK),
+    ("eval", evaluate, _CHECK),
     ("bench", bench, _CHECK),
     ("tune", tune, _MACHINE),
     ("doctor", doctor, _MACHINE),

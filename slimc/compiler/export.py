@@ -13,6 +13,7 @@ import onnx_ir as oir
 from slimc.backends import ort
 from slimc.compiler.compile import Compiled, compile_network
 from slimc.compiler.half import narrow
+from slimc.compiler.labelled import LabelledComparison, compare_accuracy
 from slimc.compiler.options import CompileOptions, check_options
 from slimc.compiler.reference import make_reference, shipped_part
 from slimc.emit.file import data_path, write_model
@@ -44,6 +45,7 @@ class ExportReport:
             far as there were such stages; and "total", which has what lies between them too.
         kept_float32: what half precision could not hold and why, by the name of the weight or product.
         warnings: what was not found out.
+        accuracy: on the images of the data folder, where that has class folders or a labels.csv, and was compared on.
     """
 
     onnx: Path
@@ -56,6 +58,7 @@ class ExportReport:
     worst_file: Path | None = None
     kept_float32: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    accuracy: LabelledComparison | None = None
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -123,9 +126,11 @@ def export_network(
             gc.collect()  # the graph's cycles
         with watch.stage("verify", "comparing with the PyTorch network") as advance:
             reference = refer(advance) if reference is None else reference
-            comparison, agreement = None, None
+            comparison, agreement, accuracy = None, None, None
             if verify:
                 comparison, agreement = verify_file(onnx_temporary, reference, options, output)
+                if options.data is not None:
+                    accuracy = compare_accuracy(onnx_temporary, reference, options.data)
             write_reference(reference_temporary, shipped_part(reference))
     return ExportReport(
         onnx=output,
@@ -136,6 +141,7 @@ def export_network(
         agreement=agreement,
         replaced=replaced,
         worst_file=None if comparison is None else reference.file_of(comparison.worst_input),
+        accuracy=accuracy,
         kept_float32=narrowed.kept,
         warnings=narrowed.warnings,
     )

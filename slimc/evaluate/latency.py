@@ -21,6 +21,7 @@ from slimc.errors import OptionError
 from slimc.evaluate.progress import Progress, silent
 from slimc.files.images import seeded_images
 from slimc.ir import FloatArray
+from slimc.ir.preprocessing import Preprocessing
 
 WARM_UP_SECONDS = 0.2
 MIN_ROUNDS = 10
@@ -37,6 +38,8 @@ class Subject:
     Attributes:
         name: tells it from the others.
         label: what tells it from others on the same back end, for tables.
+        preprocessing: how images become its inputs; none where nobody knows.
+        warnings: what a user should know about how it was understood.
         session: runs it.
         family: what variants of one checkpoint on one back end share.
         variant: "dense", "masked" or "slim"; empty where nobody knows.
@@ -55,6 +58,8 @@ class Subject:
     target: str = ""
     threads: int | None = None
     label: str = ""
+    preprocessing: Preprocessing | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def batch_size(self) -> int:

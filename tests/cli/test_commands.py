@@ -45,7 +45,7 @@ def assert_refused(*given: str | Path, code: int = 2, match: str = "", directory
 
 
 class TestHelp:
-    COMMANDS = ("export", "inspect", "build-engine", "verify", "bench", "tune", "doctor", "demo")
+    COMMANDS = ("export", "inspect", "build-engine", "verify", "eval", "bench", "tune", "doctor", "demo")
 
     def test_every_command_is_listed(self):
         outcome = slimc("--help")

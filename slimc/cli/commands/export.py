@@ -122,8 +122,13 @@ def _print_report(out: Output, report: ExportReport) -> None:
             f"(tolerance {found.tolerance:.0e}), cosine {found.cosine:.9f}, worst on {where}"
         )
         masks = "" if compiled.options.variant == "dense" else " under its masks"
+        doubt = "" if report.accuracy is not None else ": no statement about labels"
+        out.print(f"top-1 agreement {found.top1_agreement:.1%} with the PyTorch network{masks}{doubt}")
+    if report.accuracy is not None:
+        pytorch, model = report.accuracy.pytorch, report.accuracy.model
         out.print(
-            f"top-1 agreement {found.top1_agreement:.1%} with the PyTorch network{masks}: no statement about labels"
+            f"accuracy on {model.images} labelled images: top-1 {model.top1:.2%}, top-5 {model.top5:.2%}, loss "
+            f"{model.loss:.4f}; the PyTorch network's {pytorch.top1:.2%}, {pytorch.top5:.2%}, {pytorch.loss:.4f}"
         )
     if report.agreement is not None:
         out.print(report.agreement.describe())
