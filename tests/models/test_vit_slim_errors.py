@@ -93,7 +93,7 @@ def test_a_single_zeta_needs_to_be_told_its_heads(tmp_path):
     assert counts == [6, 1]
 
 
-@pytest.mark.parametrize("budget", [0, 0.0, 1.2, -1, float("nan"), "0.7", None, True, [0.7]])
+@pytest.mark.parametrize("budget", [0, 0.0, 1.2, -1, float("nan"), "half", None, True, [0.7]])
 def test_a_budget_in_the_file_that_is_none(tmp_path, budget):
     with pytest.raises(BudgetError, match=r"args.budget_mlp: .* is not a budget|search-stage checkpoint"):
         load(tmp_path, state_dict(), arguments(mlp=budget))

@@ -49,10 +49,9 @@ def command(
     import slimc
     from slimc.cli.results import bench_json
     from slimc.evaluate.latency import machine_warnings, realised, warnings
+    from slimc.files.output import check_output
 
     if csv is not None:
-        from slimc.files.output import check_output
-
         check_output(csv, (".csv",), "--csv")
     drawn = plotting.read()
     out, plot = printing.output(), plotting.plot
@@ -72,8 +71,7 @@ def command(
     )
     shares = realised(measurements)
     doubts += warnings(measurements)
-    written = [path for path in (csv, plot) if path is not None]
-    replaced = [path for path in written if path.exists()]
+    written, replaced = _outputs(csv, plot)
     if csv is not None:
         _write_csv(measurements, csv)
     if plot is not None:
@@ -91,6 +89,12 @@ def command(
         out.warn(doubt)
     if written:
         out.print(f"wrote {' and '.join(map(str, written))}{opt.overwritten(replaced)}")
+
+
+def _outputs(*paths: Path | None) -> tuple[list[Path], list[Path]]:
+    """Those of `paths` that are asked for, and those of them that are there already."""
+    written = [path for path in paths if path is not None]
+    return written, [path for path in written if path.exists()]
 
 
 def _print_report(out: Output, measurements: Sequence[Measurement], shares: Sequence[Realised]) -> None:
