@@ -10,6 +10,7 @@ Names are imported when they are first used: importing slimc costs nothing.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from slimc.errors import (
@@ -74,6 +75,9 @@ __all__ = [
     "verify",
 ]
 
+# Modules that scripts outside of slimc import, and where they are now.
+_MOVED = {"slimc.images": "slimc.files.images"}
+
 # Where each name is: the same as above, for Python.
 _MODULES = {
     "slimc.compiler.api.accuracy": ("accuracy",),
@@ -103,6 +107,20 @@ if not TYPE_CHECKING:  # a type checker knows the names, and is to find others
             if name in names:
                 return getattr(importlib.import_module(module), name)
         raise AttributeError(f"module 'slimc' has no attribute {name!r}")
+
+    class _Moved:
+        """Finds modules by the names that scripts know from before they got rooms."""
+
+        @staticmethod
+        def find_spec(name: str, _path: object = None, _target: object = None) -> object:
+            if name not in _MOVED:
+                return None
+            from importlib.util import find_spec, spec_from_file_location
+
+            found = find_spec(_MOVED[name])
+            return None if found is None else spec_from_file_location(name, found.origin)
+
+    sys.meta_path.append(_Moved)
 
 
 def __dir__() -> list[str]:

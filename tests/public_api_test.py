@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 import importlib.util
 import inspect
 import shutil
@@ -102,3 +103,11 @@ def test_commands_stand_on_the_library(command):
 
 def _is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def test_a_module_is_found_by_the_name_that_scripts_know():
+    moved = importlib.import_module("slimc.images")
+    here = importlib.import_module("slimc.files.images")
+    assert moved.__file__ == here.__file__
+    with pytest.raises(ModuleNotFoundError, match="pictures"):
+        importlib.import_module("slimc.pictures")

@@ -75,6 +75,7 @@ def comparison_json(found: Comparison | None, agreement: Choices | None = None) 
         ("clear_agreement", "clear_top1_agreement"),
     ):
         values[said] = values.pop(name)
+    values["max_rel"] = values["max_abs_over_spread"]  # the name that scripts know from before it had a better one
     return {**values, "choices": None if agreement is None else {"kind": agreement.key, **asdict(agreement)}}
 
 
