@@ -18,9 +18,9 @@ from slimc.models.options import ModelOptions, flag
 if TYPE_CHECKING:
     from slimc.files.checkpoint import Checkpoint
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing", "input_size", "read_preprocessing"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "NAMES", "Preprocessing", "input_size", "override", "read_preprocessing"]
 
-_NAMES = ("mean", "std", "crop_pct", "interpolation")
+NAMES = ("mean", "std", "crop_pct", "interpolation")
 _CONFIGS = ("pretrained_cfg", "default_cfg")
 _INCEPTION = (0.5, 0.5, 0.5)
 # The released evaluations crop nothing from images as small as CIFAR's, and DynamicViT's nothing from large ones.
@@ -39,7 +39,7 @@ def read_preprocessing(
     stored = _stored(checkpoint)
     found: dict[str, Any] = {}
     warnings: list[str] = []
-    for name in _NAMES:
+    for name in NAMES:
         given = getattr(options, name)
         if given is not None:
             found[name] = _checked(name, given, channels, flag(name), OptionError)
@@ -79,10 +79,10 @@ def override(preprocessing: Preprocessing, options: Mapping[str, Any]) -> Prepro
     """
     changes = {
         name: _checked(name, options[name], len(preprocessing.mean), flag(name), OptionError)
-        for name in _NAMES
+        for name in NAMES
         if options.get(name) is not None
     }
-    return Preprocessing(**{**{name: getattr(preprocessing, name) for name in _NAMES}, **changes})
+    return Preprocessing(**{**{name: getattr(preprocessing, name) for name in NAMES}, **changes})
 
 
 def input_size(args: Mapping[str, Any]) -> object:
@@ -105,7 +105,7 @@ def _stored(checkpoint: Checkpoint) -> dict[str, tuple[str, Any]]:
     places = [("args", checkpoint.args), *_configs(checkpoint.args)]
     found: dict[str, tuple[str, Any]] = {}
     for place, values in places:
-        for name in _NAMES:
+        for name in NAMES:
             if values.get(name) not in (None, "") and name not in found:
                 found[name] = (f"{place}.{name}", values[name])
         imagenet = values.get("imagenet_default_mean_and_std")

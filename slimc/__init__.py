@@ -25,12 +25,14 @@ from slimc.errors import (
 )
 
 if TYPE_CHECKING:
+    from slimc.compiler.api.accuracy import accuracy
     from slimc.compiler.api.artefacts import bench, build_engine, verify
     from slimc.compiler.api.networks import compile, export, load  # noqa: A004 - as in re and torch
     from slimc.compiler.compile import Compiled
     from slimc.compiler.engine import EngineReport
     from slimc.compiler.export import ExportReport
     from slimc.compiler.verify import Verdict
+    from slimc.evaluate.accuracy import AccuracyReport
     from slimc.evaluate.latency import Measurement
     from slimc.evaluate.tune import tune
     from slimc.files.metadata import Metadata, read_metadata
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AccuracyReport",
     "BudgetError",
     "CheckpointError",
     "Compiled",
@@ -59,6 +62,7 @@ __all__ = [
     "Tuning",
     "UserError",
     "Verdict",
+    "accuracy",
     "bench",
     "build_engine",
     "compile",
@@ -72,12 +76,14 @@ __all__ = [
 
 # Where each name is: the same as above, for Python.
 _MODULES = {
+    "slimc.compiler.api.accuracy": ("accuracy",),
     "slimc.compiler.api.artefacts": ("bench", "build_engine", "verify"),
     "slimc.compiler.api.networks": ("compile", "export", "load"),
     "slimc.compiler.compile": ("Compiled",),
     "slimc.compiler.engine": ("EngineReport",),
     "slimc.compiler.export": ("ExportReport",),
     "slimc.compiler.verify": ("Verdict",),
+    "slimc.evaluate.accuracy": ("AccuracyReport",),
     "slimc.evaluate.latency": ("Measurement",),
     "slimc.evaluate.tune": ("tune",),
     "slimc.files.metadata": ("Metadata", "read_metadata"),

@@ -1,5 +1,19 @@
-"""``python -m slimc``."""
+"""``python -m slimc``, and the `slimc` command."""
 
-from slimc.cli.main import main
+import os
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line, which may be interrupted while it is imported too."""
+    try:
+        from slimc.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.stderr.flush()
+        os._exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

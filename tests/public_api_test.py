@@ -12,9 +12,22 @@ import pytest
 import slimc
 from slimc.evaluate import tune
 from tests import vectors
+from tests.digits import write_digits
 
 PUBLIC = {
-    *("load", "compile", "export", "verify", "build_engine", "bench", "tune", "read_metadata", "find_target"),
+    *(
+        "accuracy",
+        "load",
+        "compile",
+        "export",
+        "verify",
+        "build_engine",
+        "bench",
+        "tune",
+        "read_metadata",
+        "find_target",
+    ),
+    "AccuracyReport",
     *("Network", "Compiled", "ExportReport", "Verdict", "EngineReport", "Measurement", "Metadata", "Target", "Tuning"),
     *("SlimcError", "UserError", "CheckpointError", "BudgetError", "OptionError", "ModelFileError", "OutputError"),
     *("MismatchError", "MissingError"),
@@ -50,7 +63,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("examples")
     shutil.copyfile(vectors.DATA / "vitslim-digits-a" / "retrained.pth", directory / "digits.pth")
     shutil.copyfile(vectors.DATA / "vitslim-digits-a" / "searched.pth", directory / "searched.pth")
-    slimc.export(directory / "digits.pth", directory / "digits.onnx", target="cpu", threads=1)
+    network = slimc.load(directory / "digits.pth", mean=0.5, std=0.5, crop_pct=1.0)
+    slimc.export(network, directory / "digits.onnx", target="cpu", threads=1)
+    write_digits(directory / "digits")
     return directory
 
 

@@ -22,6 +22,7 @@ class EngineFacts:
 
     `source_sha256` is that of the ONNX file as it was given, `checkpoint_sha256` that of the checkpoint behind it.
     No targets: a portable engine for SM80 and newer. `kept_float32` are weights that half precision could not hold.
+    `preprocessing` is the model's (`slimc.files.metadata.preprocessing_json`); none in engines that do not say it.
     """
 
     slimc: str
@@ -39,6 +40,7 @@ class EngineFacts:
     kernels: tuple[Kernel, ...]
     blocks: tuple[BlockFusion, ...]
     kept_float32: Mapping[str, str]
+    preprocessing: Mapping[str, Any] | None = None
 
 
 def facts_path(engine: Path) -> Path:

@@ -29,7 +29,9 @@ class Output:
     def print(self, *what: RenderableType) -> None:
         """Print for people, on stdout."""
         if not (self.json or self.quiet):
-            _console().print(*what, highlight=False, markup=False)
+            console = _console()
+            # Programs that read lines get them whole.
+            console.print(*what, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
     def warn(self, text: str) -> None:
         """Print a warning, on stderr."""
@@ -70,7 +72,7 @@ class Output:
     def progress(self, text: str) -> Iterator[Advance]:
         """Show `text` while the body runs, with a bar and a count once it tells them: on stderr, only on a terminal."""
         console = _console(stderr=True)
-        if self.json or self.quiet or not console.is_terminal:
+        if self.json or self.quiet or not console.is_terminal or console.is_dumb_terminal:
             yield lambda _done, _total: None
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
@@ -111,17 +113,36 @@ class Output:
         if Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width:
             self.print(table)
         else:
-            self.print(_folded(title, columns, rows))
+            self.print(_folded(title, columns, rows, console.width))
+
+    def terms(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Print what words mean: the word at the left, its text beside it in as many lines as that needs."""
+        if not (self.json or self.quiet):
+            self.print("\n".join(_terms(pairs, _console().width)))
 
 
-def _folded(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _folded(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> str:
     """A table for narrow terminals: a row is its first cell and, indented below it, the others by their columns."""
-    width = max((len(column) for column in columns[1:]), default=0)
     lines = [title] if title else []
     for row in rows:
         lines.append(f"{columns[0]} {row[0]}".strip())
-        lines += [f"  {column:<{width}}  {cell}" for column, cell in zip(columns[1:], row[1:], strict=True)]
+        named = [(column, str(cell)) for column, cell in zip(columns[1:], row[1:], strict=True) if str(cell)]
+        lines += _terms(named, width, indent="  ")
     return "\n".join(lines) + "\n"
+
+
+def _terms(pairs: Sequence[tuple[str, str]], width: int, *, indent: str = "") -> list[str]:
+    """Lines of up to `width` columns that say what words mean."""
+    import textwrap
+
+    longest = max((len(word) for word, _ in pairs), default=0)
+    below = indent + " " * (longest + 2)
+    lines: list[str] = []
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)
+    for word, text in pairs:
+        wrapper.initial_indent = f"{indent}{word:<{longest}}  "
+        lines += wrapper.wrap(text)
+    return lines
 
 
 def print_error(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -10,6 +11,9 @@ from slimc.cli.options import CHECKPOINT, OUTPUT, TARGET
 from slimc.models.systems import SYSTEMS
 
 _DEFAULT = "Options"
+# How typer calls the types of Python, and what stands for a value of one in help.
+_TYPE = re.compile(r" <(?:list\[)?(\w+)\]?>")
+_VALUES = {"int": "N", "float": "X", "str": "NAME", "path": "FILE"}
 
 
 def _write(formatter: Any, panels: dict[str, list[tuple[str, str]]]) -> None:  # noqa: ANN401 - typer does not export it
@@ -30,7 +34,8 @@ def option_panels(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:  
             continue
         is_argument = parameter.param_type_name == "argument"
         title = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or _DEFAULT
-        panels.setdefault(title, []).append(record)
+        name, text = record
+        panels.setdefault(title, []).append((_TYPE.sub("" if is_argument else _value, name), text))
     return panels
 
 
@@ -43,6 +48,10 @@ def command_panels(group: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:  #
             title = getattr(command, "rich_help_panel", None) or "Commands"
             panels.setdefault(title, []).append((name, command.short_help or ""))
     return panels
+
+
+def _value(found: re.Match[str]) -> str:
+    return " " + _VALUES.get(found[1].lower(), found[1].upper())
 
 
 class Command(TyperCommand):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from slimc.cli.commands import bench, build_engine, demo, doctor, export, inspect, tune, verify
+from slimc.cli.commands import eval as evaluate
 from slimc.cli.help import Command, Group
 from slimc.errors import InternalError, SlimcError
 
@@ -40,6 +41,7 @@ for _name, _command, _panel in (
     ("build-engine", build_engine, _COMPILE),
     ("inspect", inspect, _CHECK),
     ("verify", verify, _CHECK),
+    ("eval", evaluate, _CHECK),
     ("bench", bench, _CHECK),
     ("tune", tune, _MACHINE),
     ("doctor", doctor, _MACHINE),
@@ -78,7 +80,8 @@ def main() -> None:
     """Entry point of the `slimc` command."""
     signal.signal(signal.SIGTERM, _terminate)
     code = _flushed(run())
-    if "torch" in sys.modules:
+    # Python ends by a signal of its own where an interrupt came while a module ran `exec`, though it was caught.
+    if "torch" in sys.modules or code == _INTERRUPTED:
         _leave(code)
     sys.exit(code)
 
@@ -105,7 +108,7 @@ def _leave(code: int) -> NoReturn:
 def run() -> int:
     """Run the command line and return its exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="slimc")  # however it was started, for help and completion
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except BrokenPipeError:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from slimc.compiler.engine import EngineReport
     from slimc.compiler.export import ExportReport
     from slimc.compiler.verify import Verdict
+    from slimc.evaluate.accuracy import AccuracyReport
     from slimc.evaluate.compare import Choices
     from slimc.evaluate.latency import Measurement, Realised
     from slimc.evaluate.logits import Comparison
@@ -95,6 +96,13 @@ def export_json(report: ExportReport) -> dict[str, Any]:
         "replaced": names(report.replaced),
         "verify": comparison_json(report.comparison, report.agreement),
         "worst_file": None if report.worst_file is None else str(report.worst_file),
+        "accuracy": None
+        if report.accuracy is None
+        else {
+            "images": report.accuracy.model.images,
+            "pytorch": report.accuracy.pytorch.summary(),
+            "onnx": report.accuracy.model.summary(),
+        },
         "kept_float32": dict(report.kept_float32),
         "passes": None if compiled.pass_errors is None else dict(compiled.pass_errors),
         "ms": dict(report.milliseconds),
@@ -166,6 +174,54 @@ def bench_json(
     ]
     networks = [measurement.summary(measurements[0]) for measurement in measurements]
     return {"networks": networks, "realised": realised, "warnings": list(warnings), "replaced": names(replaced)}
+
+
+def eval_json(report: AccuracyReport, data: Path) -> dict[str, Any]:
+    """``slimc eval``."""
+    networks = [
+        {
+            "name": network.subject.name,
+            "backend": network.subject.session.backend,
+            "variant": network.subject.variant or None,
+            "precision": network.subject.precision or None,
+            "target": network.subject.target or None,
+            "threads": network.subject.threads,
+            "batch_size": network.subject.batch_size,
+            **network.scores.summary(),
+            "images_per_second": network.images_per_second,
+            "preprocessing": None if network.subject.preprocessing is None else asdict(network.subject.preprocessing),
+        }
+        for network in report.networks
+    ]
+    names = [network["name"] for network in networks]
+    changes = [
+        {
+            "first": names[change.first],
+            "second": names[change.second],
+            "changed": len(change.images),
+            "gained": change.gained,
+            "lost": change.lost,
+            "images": [
+                {
+                    "file": str(report.data.files[row]),
+                    "label": report.data.classes[report.data.labels[row]],
+                    "first": report.data.classes[report.networks[change.first].scores.answers[row]],
+                    "second": report.data.classes[report.networks[change.second].scores.answers[row]],
+                }
+                for row in change.images
+            ],
+        }
+        for change in report.changes
+    ]
+    return {
+        "data": str(data),
+        "images": len(report.data),
+        "classes": len(report.data.classes),
+        "networks": networks,
+        "changes": changes,
+        "reading_seconds": report.reading_seconds,
+        "warnings": list(report.warnings),
+    }
 
 
 def tune_json(tuning: Tuning, output: Path, warnings: Sequence[str], replaced: Sequence[Path]) -> dict[str, Any]:

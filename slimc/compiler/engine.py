@@ -26,7 +26,7 @@ from slimc.errors import MismatchError, MissingError, OptionError
 from slimc.evaluate.compare import Choices, compare_with, not_written
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, silent
-from slimc.files.metadata import read_metadata
+from slimc.files.metadata import preprocessing_json, read_metadata
 from slimc.files.output import check_output, replacing, scratch
 from slimc.files.reference import read_reference, reference_path
 from slimc.files.version import VERSION
@@ -159,6 +159,7 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
         kernels=kernels,
         blocks=summarise(kernels, attention_sites(graph)),
         kept_float32=narrowed.kept,
+        preprocessing=preprocessing_json(metadata.preprocessing, metadata.structure.image),
     )
     proven = EngineReport(
         output, facts, None, "", graph_comparison, metadata.target, agreement, warnings=narrowed.warnings

@@ -20,7 +20,7 @@ from slimc.emit.precision import Precision
 from slimc.errors import ModelFileError, OptionError
 from slimc.evaluate.latency import Subject
 from slimc.evaluate.progress import Progress
-from slimc.files.metadata import read_metadata
+from slimc.files.metadata import read_metadata, read_preprocessing
 from slimc.models.options import said
 from slimc.models.system import Network, Variant
 from slimc.models.systems import decides
@@ -28,7 +28,7 @@ from slimc.targets.target import Target, find_target
 
 VARIANTS: tuple[Variant, ...] = ("dense", "masked", "slim")
 _ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
-_ARTEFACTS = (".onnx", ".engine")
+ARTEFACTS = (".onnx", ".engine")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def subjects(paths: Sequence[Path], options: BenchOptions, directory: Path, prog
         cuda.require_gpu()
     found: list[Subject] = []
     for number, path in enumerate(paths):
-        if path.suffix in _ARTEFACTS:
+        if path.suffix in ARTEFACTS:
             found.extend(_artefact(path, backend, options) for backend in options.backends)
             continue
         folder = directory / str(number)
@@ -87,7 +87,7 @@ def _check_options(paths: Sequence[Path], options: BenchOptions) -> None:
     Raises:
         OptionError: one of them says how to compile checkpoints, and there is none; or a back end runs engines only.
     """
-    artefacts = [path for path in paths if path.suffix in _ARTEFACTS]
+    artefacts = [path for path in paths if path.suffix in ARTEFACTS]
     given = [
         *(["--batch-size"] if options.batch_sizes else []),
         *(["--target"] if options.target is not None else []),
@@ -131,6 +131,7 @@ def _artefact(path: Path, backend: str, options: BenchOptions) -> Subject:
             precision=facts.precision,
             target=",".join(facts.targets),
             label=path.name,
+            preprocessing=None if facts.preprocessing is None else read_preprocessing(facts.preprocessing),
         )
     try:
         metadata = read_metadata(path)
@@ -146,6 +147,7 @@ def _artefact(path: Path, backend: str, options: BenchOptions) -> Subject:
         target=metadata.target,
         threads=threads,
         label=path.name,
+        preprocessing=metadata.preprocessing,
     )
 
 
@@ -176,6 +178,8 @@ def _checkpoint(
                 target=target.name,
                 threads=threads,
                 label=f"{network.path.stem} {variant}",
+                preprocessing=network.preprocessing,
+                warnings=network.warnings,
             )
         )
     return found

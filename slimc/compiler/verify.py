@@ -17,6 +17,7 @@ from slimc.errors import MismatchError, ModelFileError, OptionError
 from slimc.evaluate.compare import Choices, compare_with
 from slimc.evaluate.kept_patches import run_selected
 from slimc.evaluate.logits import Comparison
+from slimc.evaluate.progress import Advance, unheard
 from slimc.files.images import StreamedImages, readable_images, seeded_images
 from slimc.files.reference import Reference, read_reference, reference_path
 from slimc.models.options import said
@@ -98,6 +99,7 @@ def verify_artefact(
     backend: str = "auto",
     threads: int | None = None,
     tolerance: float | None = None,
+    advance: Advance = unheard,
 ) -> Verdict:
     """Run the artefact at `path` and compare.
 
@@ -107,6 +109,7 @@ def verify_artefact(
         backend: what runs it, see `slimc.backends.choose`.
         threads: of one inference, on a CPU.
         tolerance: as a share of the logits' spread; None for that of the artefact's precision.
+        advance: is told how many images a checkpoint's PyTorch network has run.
 
     Raises:
         ModelFileError, OptionError: something cannot be used, or does not belong together.
@@ -117,7 +120,7 @@ def verify_artefact(
             f"--tolerance: {tolerance} is no share of the logits' spread; expected a number of at least 0"
         )
     artefact = describe(path)
-    reference = expected(artefact, against)
+    reference = expected(artefact, against, advance)
     rounded = artefact.precision != "fp32"  # where nothing but ONNX Runtime's CPU runs it
     open_model = partial(open_session, backend=backend, threads=threads, rounded=rounded)
     name = open_model(path).backend
@@ -136,7 +139,7 @@ def verify_artefact(
     return Verdict(artefact, name, found, agreement=agreement, worst_file=reference.file_of(found.worst_input))
 
 
-def expected(artefact: Artefact, against: Against) -> Reference:
+def expected(artefact: Artefact, against: Against, advance: Advance = unheard) -> Reference:
     """Inputs and the logits that `artefact` should yield.
 
     Raises:
@@ -158,7 +161,7 @@ def expected(artefact: Artefact, against: Against) -> Reference:
         return reference
     if source.suffix == ".onnx":
         return _from_model(artefact, source, against.data)
-    return _from_checkpoint(artefact, source, against)
+    return _from_checkpoint(artefact, source, against, advance)
 
 
 def _same_model(artefact: Artefact, path: Path, sha256: str, variant: str) -> None:
@@ -186,7 +189,7 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
     return Reference(images, run_images(open_session(source), images, str(source)), {})
 
 
-def _from_checkpoint(artefact: Artefact, source: Path, against: Against) -> Reference:
+def _from_checkpoint(artefact: Artefact, source: Path, against: Against, advance: Advance) -> Reference:
     from slimc.compiler.load import load_network
     from slimc.compiler.reference import make_reference
 
@@ -195,7 +198,7 @@ def _from_checkpoint(artefact: Artefact, source: Path, against: Against) -> Refe
     variant: Variant = "dense" if artefact.variant == "dense" else "masked"
     _same_model(artefact, source, network.sha256, variant)
     limits = _limits(artefact) if network.system.decides else None
-    return make_reference(network, variant, 1, TOLERANCE["fp32"], files, limits, lambda *_: None)
+    return make_reference(network, variant, 1, TOLERANCE["fp32"], files, limits, advance)
 
 
 def _limits(artefact: Artefact) -> Limits | None:

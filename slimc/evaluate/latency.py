@@ -21,6 +21,7 @@ from slimc.errors import OptionError
 from slimc.evaluate.progress import Progress, silent
 from slimc.files.images import seeded_images
 from slimc.ir import FloatArray
+from slimc.ir.preprocessing import Preprocessing
 
 WARM_UP_SECONDS = 0.2
 MIN_ROUNDS = 10
@@ -37,6 +38,8 @@ class Subject:
     Attributes:
         name: tells it from the others.
         label: what tells it from others on the same back end, for tables.
+        preprocessing: how images become its inputs; none where nobody knows.
+        warnings: what a user should know about how it was understood.
         session: runs it.
         family: what variants of one checkpoint on one back end share.
         variant: "dense", "masked" or "slim"; empty where nobody knows.
@@ -55,6 +58,8 @@ class Subject:
     target: str = ""
     threads: int | None = None
     label: str = ""
+    preprocessing: Preprocessing | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def batch_size(self) -> int:
@@ -241,11 +246,16 @@ def warnings(measurements: Sequence[Measurement]) -> list[str]:
     return found
 
 
+def machine_warnings(threads: int | None) -> list[str]:
+    """What makes this machine a doubtful place for measuring with so many `threads`."""
+    return [doubt for doubt in (load_warning(), thread_warning(threads)) if doubt is not None]
+
+
 def load_warning() -> str | None:
     """Whether other processes keep this machine busy before anything is timed; none where they do not."""
     usable = cores.count()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return f"the machine is busy: load {load:.1f} on {usable} cores" if load > 0.5 * usable else None
+    return f"the machine is busy: load {load:.1f} on {usable} core(s)" if load > 0.5 * usable else None
 
 
 def thread_warning(threads: int | None) -> str | None:

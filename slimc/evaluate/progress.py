@@ -13,10 +13,14 @@ Progress = Callable[[str], AbstractContextManager[Advance]]
 """Shows a text while the body of its context runs, and how far the body is where that is told."""
 
 
+def unheard(_done: int, _total: int) -> None:
+    """Tells nobody how far anything is."""
+
+
 @contextmanager
 def silent(_text: str) -> Iterator[Advance]:
     """Progress that shows nothing."""
-    yield lambda _done, _total: None
+    yield unheard
 
 
 class Stopwatch:

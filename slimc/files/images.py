@@ -104,13 +104,16 @@ def load_images(
     image: tuple[int, int],
     preprocessing: Preprocessing,
     option: str = "--data",
-    channels: int = 3,
+    channels: int | None = None,
 ) -> FloatArray:
     """Images as inputs [n, channels, height, width] float32: resized, centre-cropped, normalised.
+
+    There are as many `channels` as means, where they are not given.
 
     Raises:
         OptionError: a file is not a readable image, or there are neither 1 nor 3 channels; `option` is what named it.
     """
+    channels = len(preprocessing.mean) if channels is None else channels
     loaded = np.empty((len(files), channels, *image), np.float32)
     mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
     for i, path in enumerate(files):
@@ -152,9 +155,10 @@ def _resized(size: tuple[int, int], image: tuple[int, int], crop_pct: float) -> 
 
 
 def pixels(images: FloatArray, preprocessing: Preprocessing) -> FloatArray:
-    """Inputs [n, channels, height, width] as pictures [n, height, width, channels] in [0, 1]: undoes the normalisation."""
+    """Inputs [n, channels, height, width] as pictures [n, height, width, 3] in [0, 1]: undoes the normalisation."""
     mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
-    return np.asarray(np.clip(images.transpose(0, 2, 3, 1) * std + mean, 0.0, 1.0))
+    shown = np.clip(images.transpose(0, 2, 3, 1) * std + mean, 0.0, 1.0)
+    return np.asarray(shown.repeat(3, axis=3) if shown.shape[3] == 1 else shown)
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,6 +63,16 @@ def test_figures_are_those_of_the_latencies():
     assert found.summary(found)["min_ms"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("runs", "p90", "p99"), [(9, False, False), (10, True, False), (99, True, False), (100, True, True)]
+)
+def test_a_percentile_is_told_once_a_run_beyond_it_is_to_be_expected(runs, p90, p99):
+    found = measured(latencies=np.arange(1, runs + 1) / 1e3)
+    assert (found.tail(90) is not None, found.tail(99) is not None) == (p90, p99)
+    summary = found.summary(found)
+    assert (summary["p90_ms"] is not None, summary["p99_ms"] is not None) == (p90, p99)
+
+
 def test_rounds_are_interleaved_and_begin_with_another_each_time():
     turns: list[str] = []
     nets = [Subject(name, Clockwork(name, 0.04, turns)) for name in "ab"]

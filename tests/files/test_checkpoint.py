@@ -145,7 +145,7 @@ NOT_CHECKPOINTS = {
     "an image": (png(), "not a checkpoint but a PNG image"),
     "zeros": (bytes(4096), "not a checkpoint but something unknown"),
     "a zip of something else": (zipped({"a.txt": b"hello"}), r"a zip archive of something else \(it holds a.txt\)"),
-    "a compressed zip": (zipped({"a": bytes(999)}, zipfile.ZIP_DEFLATED), "a compressed zip archive"),
+    "a compressed zip": (zipped({"a/data.pkl": b"N."}, zipfile.ZIP_DEFLATED), "a compressed zip archive"),
     "an empty zip": (zipped({}), "an empty zip archive"),
     "a NumPy archive": (zipped({"a.npy": b"hello"}), r"a NumPy archive \(.npz\); .*torch.save it"),
     "a Keras archive": (zipped({"config.json": b"{}", "model.weights.h5": b"x"}), "a Keras archive"),

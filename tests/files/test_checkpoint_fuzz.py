@@ -1,6 +1,5 @@
 """Damaged checkpoints give a clean error or a correct result, never a crash and never another network unnoticed."""
 
-import random
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ from slimc.compiler.pipeline import compile_model, passes_for
 from slimc.errors import UserError
 from slimc.ir.interpret.model import interpret
 from slimc.targets.target import find_target
-from tests.checkpoints import Recipe, arguments, save, state_dict
+from tests.checkpoints import arguments, save, state_dict
 from tests.command_line import snapshot
+from tests.files.damage import BUDGETS, TINY, damaged
 from tests.networks import images_for
 
-TINY = Recipe(dim=4, heads=2, depth=1, hidden=4, classes=3, grid=(2, 2))
-BUDGETS = {f"budget_{kind}": "0.7" for kind in ("attn", "mlp", "patch")}
 # Beyond it float64 itself cannot tell masked and slim apart: a flipped exponent makes weights of 1e38.
 LARGEST = 1e4
 
@@ -35,23 +33,6 @@ def whole(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         return path
     content = {"model": state_dict(TINY), "epoch": 3, "args": arguments()}
     return save(tmp_path / "whole.pth", content, legacy=request.param == "legacy")
-
-
-def damaged(content: bytes, seed: int) -> bytes:
-    """`content` with bytes flipped, cut out, cut off, doubled or overwritten."""
-    chance = random.Random(seed)
-    start = chance.randrange(len(content))
-    end = min(len(content), start + chance.choice((1, 2, 8, 64, 512)))
-    kind = chance.choice(("flip", "flip", "flip", "remove", "truncate", "double", "overwrite"))
-    if kind == "flip":
-        changed = bytearray(content)
-        for _ in range(chance.choice((1, 1, 1, 4))):
-            changed[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        return bytes(changed)
-    if kind == "truncate":
-        return content[:start]
-    middle = {"remove": b"", "double": content[start:end] * 2, "overwrite": chance.randbytes(end - start)}[kind]
-    return content[:start] + middle + content[end:]
 
 
 @dataclass(frozen=True)

@@ -298,10 +298,8 @@ OBJECTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", OBJECTS)
-@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_objects_that_do_not_matter_do_not_matter(tmp_path, kind, protocol):
-    if protocol < 2 and kind in ("module", "optimizer", "sparse", "classes"):
-        pytest.skip("torch cannot save these in protocols that old")
     args = arguments(note=OBJECTS[kind])
     content = {"model": STATE, "args": args, "hyper_parameters": OBJECTS[kind], "extra": {"deep": [OBJECTS[kind]]}}
     path = tmp_path / "c.pth"

@@ -55,8 +55,8 @@ def verify(
     """
     source = Against(None if against is None else Path(against), None if data is None else Path(data), options, ema)
     path = Path(artefact)
-    with progress(f"running {path.name}"):
-        return verify_artefact(path, source, backend=backend, threads=threads, tolerance=tolerance)
+    with progress(f"running {path.name}") as advance:
+        return verify_artefact(path, source, backend=backend, threads=threads, tolerance=tolerance, advance=advance)
 
 
 def build_engine(

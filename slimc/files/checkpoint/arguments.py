@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -139,8 +140,9 @@ def _number(text: str) -> object:
 
 
 def _array(value: Recorded) -> Any:  # noqa: ANN401
-    array = numpy_values.array_of(value)
-    if array is None or array.size > _LONGEST_ARRAY:
+    shape = numpy_values.shape_of(value)
+    array = None if shape is None or math.prod(shape) > _LONGEST_ARRAY else numpy_values.array_of(value)
+    if array is None:
         return _OMITTED
     # 0.7 in float16 or float32 is 0.7: the shortest number that is the same in that type.
     short = array.dtype.kind == "f" and array.dtype.itemsize < 8
@@ -153,11 +155,13 @@ def _array(value: Recorded) -> Any:  # noqa: ANN401
 def _tensor(stored: Stored) -> Any:  # noqa: ANN401
     import torch
 
+    if math.prod(stored.shape) > _LONGEST_ARRAY:
+        return _OMITTED
     try:
         tensor: torch.Tensor = stored.read()
     except (UnreadableError, RuntimeError):
         return _OMITTED
-    if tensor.numel() > _LONGEST_ARRAY or tensor.dtype.is_complex:
+    if tensor.dtype.is_complex:
         return _OMITTED
     if tensor.dtype == torch.bfloat16:
         return _bfloat16(tensor)

@@ -34,13 +34,16 @@ def array_of(value: Recorded) -> np.ndarray[Any, Any] | None:
     parts = _parts(value)
     if parts is None:
         return None
-    kind, shape, fortran, data = parts
-    dtype = _dtype(kind)
-    if dtype is None or not _is_shape(shape) or data is None or math.prod(shape) * dtype.itemsize != len(data):
+    kind, shape, fortran, content = parts
+    dtype, written = _dtype(kind), _written(content)
+    if dtype is None or dtype.itemsize == 0 or not _is_shape(shape) or written is None:
         return None
-    if dtype.itemsize == 0:
+    if math.prod(shape) * dtype.itemsize != len(written):
         return None
-    flat = np.frombuffer(data, dtype)
+    try:
+        flat = np.frombuffer(written.encode("latin-1") if isinstance(written, str) else written, dtype)
+    except UnicodeEncodeError:
+        return None
     array: np.ndarray[Any, Any] = flat.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="))
     return array
 
@@ -51,15 +54,15 @@ def shape_of(value: Recorded) -> tuple[int, ...] | None:
     return tuple(parts[1]) if parts is not None and _is_shape(parts[1]) else None
 
 
-def _parts(value: Recorded) -> tuple[object, Any, bool, bytes | None] | None:
+def _parts(value: Recorded) -> tuple[object, Any, bool, object] | None:
     """The type, shape, order and bytes that an array was pickled as."""
     arguments, state = value.arguments, value.state
     if value.name in _SCALAR and len(arguments) == 2:
-        return arguments[0], (), False, _bytes(arguments[1])
+        return arguments[0], (), False, arguments[1]
     if value.name in _RECONSTRUCT and isinstance(state, tuple) and len(state) == 5:
-        return state[2], state[1], bool(state[3]), _bytes(state[4])
+        return state[2], state[1], bool(state[3]), state[4]
     if value.name in _FROM_BUFFER and len(arguments) == 4:
-        return arguments[1], arguments[2], arguments[3] == "F", _bytes(arguments[0])
+        return arguments[1], arguments[2], arguments[3] == "F", arguments[0]
     return None
 
 
@@ -79,22 +82,12 @@ def _dtype(value: object) -> np.dtype[Any] | None:
         return None
 
 
-def _bytes(value: object) -> bytes | None:
-    """Bytes, which protocol 2 has no way to write but as text that is to be encoded."""
-    if (
-        isinstance(value, Recorded)
-        and value.name in ("builtins.bytearray", "builtins.bytes")
-        and len(value.arguments) == 1
-    ):
-        value = value.arguments[0]
-    if isinstance(value, Recorded) and value.name == "_codecs.encode" and value.arguments:
-        value = value.arguments[0]
-    if isinstance(value, str):
-        try:
-            return value.encode("latin-1")
-        except UnicodeEncodeError:
-            return None
-    return value if isinstance(value, bytes) else None
+def _written(value: object) -> str | bytes | None:
+    """Bytes, which protocol 2 has no way to write but as text that is to be encoded in latin-1."""
+    for name in ("builtins.bytearray", "builtins.bytes", "_codecs.encode"):
+        if isinstance(value, Recorded) and value.name == name and value.arguments:
+            value = value.arguments[0]
+    return value if isinstance(value, (str, bytes)) else None
 
 
 def _is_shape(shape: object) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 # They pickle themselves as a list of pairs, a mapping or a factory, and get their entries one by one in later protocols.
 _DICTS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
+# One list or dict may be part of any number of objects, each of which would copy it.
+_MOST_COPIED = 4096
 
 
 class UnreadableError(Exception):
@@ -80,15 +82,18 @@ def mapping(value: object) -> Mapping[Any, Any] | None:
         return value.entries
     if value.name in _DICTS:
         return _ordered(value.arguments)
-    return attributes(value) or None
+    parts = _attributes(value)
+    if len(parts) == 2 and len(parts[0]) + len(parts[1]) <= _MOST_COPIED:
+        return {**parts[0], **parts[1]}
+    return parts[0] if parts else None
 
 
-def attributes(value: Recorded) -> dict[Any, Any]:
-    """The attributes of an object, those in slots among them."""
+def _attributes(value: Recorded) -> list[dict[Any, Any]]:
+    """The attributes of an object, and those it has in slots."""
     parts = value.state if isinstance(value.state, tuple) and len(value.state) == 2 else (value.state,)
     if not all(part is None or isinstance(part, dict) for part in parts):
-        return {}
-    return {name: each for part in parts if part for name, each in part.items()}
+        return []
+    return [part for part in parts if part]
 
 
 def sequence(value: object) -> list[Any] | tuple[Any, ...] | None:
@@ -106,7 +111,9 @@ def sequence(value: object) -> list[Any] | tuple[Any, ...] | None:
 
 def is_module(value: object) -> bool:
     """Whether it is a pickled torch.nn.Module."""
-    return isinstance(value, Recorded) and "_modules" in attributes(value) and "_parameters" in attributes(value)
+    return isinstance(value, Recorded) and any(
+        "_modules" in part and "_parameters" in part for part in _attributes(value)
+    )
 
 
 def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
@@ -114,7 +121,7 @@ def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
     first = arguments[0] if arguments else None
     if isinstance(first, dict):
         return first
-    return dict(_pairs(first)) if isinstance(first, (list, tuple)) else {}
+    return dict(_pairs(first)) if isinstance(first, (list, tuple)) and len(first) <= _MOST_COPIED else {}
 
 
 def _pairs(values: list[Any] | tuple[Any, ...]) -> Iterator[tuple[str, Any]]:

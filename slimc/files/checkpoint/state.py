@@ -30,7 +30,7 @@ _AVERAGED = re.compile(
 )
 # What belongs to weights, and is named as they are.
 _COMPANIONS = re.compile(r"(?<![a-z])(optim(izers?)?|grads?|gradients?|momentum|exp_avg(_sq)?|masks?)(?![a-z])")
-_MOST_VALUES, _MOST_WEIGHTS = 2_000_000, 50_000
+_MOST_VALUES, _MOST_WEIGHTS, _MOST_ELEMENTS = 200_000, 50_000, 256
 _DEEPEST_MAPPING, _DEEPEST_PREFIX = 32, 12
 
 
@@ -169,7 +169,7 @@ def _mappings(content: object) -> Iterator[tuple[str, Mapping[Any, Any]]]:
         entries = mapping(value)
         if entries is not None:
             yield ".".join(path), entries
-        children = enumerate(sequence(value) or ()) if entries is None else entries.items()
+        children = enumerate((sequence(value) or ())[:_MOST_ELEMENTS]) if entries is None else entries.items()
         for key, child in children:
             left -= 1
             if left < 0:
