@@ -21,7 +21,8 @@ class EngineFacts:
     """What an engine was built from, for and with.
 
     `source_sha256` is that of the ONNX file as it was given, `checkpoint_sha256` that of the checkpoint behind it.
-    No targets: a portable engine for SM80 and newer. `kept_float32` are weights that half precision could not hold.
+    No targets: a portable engine for SM80 and newer. `kept_float32` are weights and products that half precision
+    could not hold.
     `preprocessing` is the model's (`slimc.files.metadata.preprocessing_json`); none in engines that do not say it.
     """
 

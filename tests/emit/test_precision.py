@@ -1,5 +1,6 @@
 """Half precision in the graph: what is computed in it, what is not, and how near the reference that stays."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from slimc.emit.model import emit
 from slimc.emit.precision import (
     MAX_SUBNORMAL_LOSS,
     TOLERANCE,
+    Largest,
     break_attention_fusion,
     find_precision,
+    stored_in_half,
     to_half,
     unfit_for_half,
 )
@@ -40,10 +43,10 @@ def slim_model(vector: str, batch_size: int = 1) -> oir.Model:
 
 
 def logits_of(model: oir.Model, path: Path, images: FloatArray) -> FloatArray:
-    """What ONNX Runtime makes of `images`."""
+    """What ONNX Runtime makes of `images`, every result in half precision rounded."""
     oir.save(model, path)
     check_file(path)
-    return run_images(ort.load(path, threads=1), images, path.name)
+    return run_images(ort.load(path, threads=1, rounded=True), images, path.name)
 
 
 def types_of(model: oir.Model, kind: str) -> set[oir.DataType | None]:
@@ -97,7 +100,7 @@ def test_networks_that_choose_stay_within_it_too_when_they_choose_the_same(vecto
         half(model, tmp_path),
         read_reference(reference_path(model)),
         TOLERANCE["fp16"],
-        open_model=ort.load,
+        open_model=partial(ort.load, rounded=True),
         precision="fp16",
         source=model.name,
     )
@@ -133,6 +136,31 @@ def test_a_weight_that_float16_cannot_hold_stays_float32_and_is_named(tmp_path):
     product = next(node for node in model.graph if node.name == "blocks.1.mlp.fc1")
     assert product.outputs[0].dtype == FLOAT
     assert compare(logits_of(model, tmp_path / "kept.onnx", content["images"]), exact, TOLERANCE["fp16"]).passed
+
+
+def test_products_whose_values_float16_cannot_hold_with_a_margin_stay_float32_and_are_named():
+    model = slim_model("channel")
+    names = {str(value.name) for value in stored_in_half(model, "fp16")}
+    assert {"blocks.1.mlp.fc1", "blocks.1.mlp.act", "blocks.1.attn.scores"} <= names
+    assert not {"blocks.1.attn.residual", "blocks.1.mlp.residual"} & names
+    fits, exceeds = Largest(16_376.0), Largest(16_377.0)
+    assert to_half(slim_model("channel"), "fp16", {"blocks.1.mlp.fc1": fits}) == ()
+    kept = to_half(model, "fp16", {"blocks.1.mlp.fc1": exceeds, "blocks.2.mlp.act": Largest(np.inf)})
+    assert [(item.name, item.reason) for item in kept] == [
+        (
+            "blocks.1.mlp.fc1",
+            "results up to 1.6e+04 on the reference inputs, float16 holds 65504: less than 4 times that",
+        ),
+        ("blocks.2.mlp.fc2", "operands up to inf on the reference inputs, float16 holds 65504"),
+    ]
+    types = {node.name: node.outputs[0].dtype for node in model.graph if node.op_type == "Gemm"}
+    assert {name for name, dtype in types.items() if dtype == FLOAT} == {"blocks.1.mlp.fc1", "blocks.2.mlp.fc2"}
+    assert to_half(slim_model("channel"), "bf16", {"blocks.1.mlp.fc1": exceeds}) == ()
+
+
+def test_no_margin_is_kept_for_a_constant_that_is_added():
+    assert to_half(slim_model("channel"), "fp16", {"blocks.1.mlp.fc1": Largest(10_000.0, 25_000.0)}) == ()
+    assert len(to_half(slim_model("channel"), "fp16", {"blocks.1.mlp.fc1": Largest(10_000.0, 26_000.0)})) == 1
 
 
 def test_a_constant_that_float16_cannot_hold_is_no_weight_to_report(tmp_path):
