@@ -43,3 +43,15 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b"" for path in directory.rglob("*")
     }
+
+
+def assert_refused(*given: str | Path, code: int = 2, match: str = "", directory: Path) -> None:
+    """``slimc GIVEN...`` ends with `code` and one line that has `match` in it, and leaves `directory` as it was."""
+    before = snapshot(directory)
+    outcome = slimc(*given)
+    assert outcome.code == code, outcome.stderr
+    assert outcome.stdout == ""
+    assert outcome.stderr.startswith("error: ")
+    assert outcome.stderr.count("\n") == 1
+    assert match in outcome.stderr
+    assert snapshot(directory) == before

@@ -178,11 +178,7 @@ def inspect_usage(
     compiled = slimc.compile(network, variant="dense")
     found = report(usage, network.masked, compiled.dense.macs)
     replaced = _existing(picture)
-    if picture is not None:
-        from slimc.report.usage_plot import plot_usage
-
-        with progress("drawing"):
-            plot_usage(found, network.masked.grid, source.name, picture.path, picture.look)
+    _draw_usage(found, network, picture, progress)
     values = {
         "system": network.system.name,
         "variant": "masked",
@@ -209,6 +205,15 @@ def inspect_usage(
         warnings=network.warnings,
         replaced=replaced,
     )
+
+
+def _draw_usage(found: UsageReport, network: Network, picture: Picture | None, progress: Progress) -> None:
+    if picture is None:
+        return
+    from slimc.report.usage_plot import plot_usage
+
+    with progress("drawing"):
+        plot_usage(found, network.masked.grid, network.path.name, picture.path, picture.look)
 
 
 def _existing(picture: Picture | None) -> tuple[Path, ...]:

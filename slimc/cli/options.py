@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -18,29 +18,22 @@ from slimc.models.systems import SYSTEMS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from slimc.cli.console import Output
+    from slimc.compiler.adaptive import Adaptive
     from slimc.emit.precision import Precision
     from slimc.report.drawing import PlotOptions
 
 # Panels of --help, besides one for each system.
 CHECKPOINT, TARGET, OUTPUT = "Checkpoint", "Target", "Output"
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=OUTPUT)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)]
-TargetName = Annotated[
+BACKEND_HELP = (
+    "onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino, openvino-bf16; engines run on their own library."
+)
+Threads = Annotated[int | None, typer.Option(help="Threads of one inference on a CPU; default: the back end's choice.")]
+Data = Annotated[Path | None, typer.Option(metavar="DIR", help="Also compare on the images in this folder.")]
+CheckpointTarget = Annotated[
     str | None,
-    typer.Option(
-        "--target",
-        help="What the model is for: generic (the default), cpu, sm75, sm80, sm86, sm89, sm120, ...",
-        rich_help_panel=TARGET,
-    ),
-]
-TunedThreads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        help="For --target cpu: how many threads will run the model. Default: several.",
-        rich_help_panel=TARGET,
-    ),
+    typer.Option("--target", help="For checkpoints. Default: what suits the back end.", rich_help_panel=TARGET),
 ]
 TuningFile = Annotated[
     Path | None,
@@ -51,41 +44,157 @@ TuningFile = Annotated[
         rich_help_panel=TARGET,
     ),
 ]
-PrecisionName = Annotated[
-    str | None,
-    typer.Option(
-        "--precision", help="Of the matrix products: fp32 (the default), fp16 or bf16.", rich_help_panel=TARGET
-    ),
-]
-Fp16 = Annotated[bool, typer.Option("--fp16", help="Short for --precision fp16.", rich_help_panel=TARGET)]
-Bf16 = Annotated[bool, typer.Option("--bf16", help="Short for --precision bf16.", rich_help_panel=TARGET)]
-Threads = Annotated[int | None, typer.Option(help="Threads of one inference on a CPU; default: the back end's choice.")]
-BACKEND_HELP = (
-    "onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino, openvino-bf16; engines run on their own library."
-)
-Data = Annotated[Path | None, typer.Option(metavar="DIR", help="Also compare on the images in this folder.")]
-AdaptiveName = Annotated[
-    str | None,
-    typer.Option(
-        "--adaptive",
-        help="masked, conditional (batch 1), capacity, or conditional+capacity. Default: the fastest exact one.",
-        rich_help_panel="AdaViT",
-    ),
-]
-CapacityQuantile = Annotated[
-    float | None,
-    typer.Option(
-        help="Capacity of a block: this quantile of the tokens that the images in --data use. Default: 1.",
-        rich_help_panel="AdaViT",
-    ),
+Backends = Annotated[
+    list[str] | None,
+    typer.Option(help=f"May be given several times: {BACKEND_HELP} For checkpoints also tensorrt, tensorrt-rtx."),
 ]
 
 
-PlotSize = Annotated[
-    tuple[float, float] | None,
-    typer.Option(metavar="W H", help="Of the picture, in inches. Default: what suits it.", rich_help_panel=OUTPUT),
-]
-PlotDpi = Annotated[int | None, typer.Option(help="Dots an inch of a .png. Default: 200.", rich_help_panel=OUTPUT)]
+@dataclass(frozen=True)
+class Printing:
+    """What a command prints: for machines, for people, or nothing."""
+
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=OUTPUT)
+    ] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)] = False
+
+    def output(self) -> Output:
+        """Where the command's words go."""
+        from slimc.cli.console import Output
+
+        return Output(self.json, self.quiet)
+
+
+@dataclass(frozen=True)
+class ModelTarget:
+    """What a model is compiled for."""
+
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model is for: generic (the default), cpu, sm75, sm80, sm86, sm89, sm120, ...",
+            rich_help_panel=TARGET,
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="For --target cpu: how many threads will run the model. Default: several.", rich_help_panel=TARGET
+        ),
+    ] = None
+    tuning: TuningFile = None
+
+    def said(self) -> dict[str, object]:
+        """The options by name, None where they were not given."""
+        return {"--target": self.target, "--threads": self.threads, "--tuning": self.tuning}
+
+    def arguments(self) -> dict[str, Any]:
+        """As `slimc.compile` and `slimc.export` take them."""
+        return {"target": self.target or "generic", "threads": self.threads, "tuning": self.tuning}
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """The precision of the matrix products, by its name or a flag."""
+
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of the matrix products: fp32 (the default), fp16 or bf16.", rich_help_panel=TARGET),
+    ] = None
+    fp16: Annotated[bool, typer.Option("--fp16", help="Short for --precision fp16.", rich_help_panel=TARGET)] = False
+    bf16: Annotated[bool, typer.Option("--bf16", help="Short for --precision bf16.", rich_help_panel=TARGET)] = False
+
+    def read(self) -> Precision | None:
+        """The precision that is asked for; none where nothing was said.
+
+        Raises:
+            OptionError: there is no such precision, or two of them are given.
+        """
+        flags = (("--precision", self.precision is not None), ("--fp16", self.fp16), ("--bf16", self.bf16))
+        given = [name for name, is_given in flags if is_given]
+        if len(given) > 1:
+            raise OptionError(f"{given[1]}: contradicts {given[0]}; give one of them, or neither for float32")
+        if self.fp16 or self.bf16:
+            return "fp16" if self.fp16 else "bf16"
+        if self.precision is None:
+            return None
+        from slimc.emit.precision import find_precision
+
+        return find_precision(self.precision)
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions:
+    """How decisions that an image makes are compiled."""
+
+    adaptive: Annotated[
+        str | None,
+        typer.Option(
+            help="masked, conditional (batch 1), capacity, or conditional+capacity. Default: the fastest exact one.",
+            rich_help_panel="AdaViT",
+        ),
+    ] = None
+    capacity_quantile: Annotated[
+        float | None,
+        typer.Option(
+            help="Capacity of a block: this quantile of the tokens that the images in --data use. Default: 1.",
+            rich_help_panel="AdaViT",
+        ),
+    ] = None
+
+    def read(self) -> Adaptive | None:
+        """The way that is asked for; none where nothing was said.
+
+        Raises:
+            OptionError: they say nothing that can be done.
+        """
+        if self.adaptive is None:
+            if self.capacity_quantile is not None:
+                raise OptionError("--capacity-quantile: needs --adaptive capacity")
+            return None
+        from slimc.compiler.adaptive import find_adaptive
+
+        return find_adaptive(self.adaptive, self.capacity_quantile)
+
+
+@dataclass(frozen=True)
+class Plotting:
+    """Whether to draw, and how the picture looks."""
+
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.png", help="Draw what was found (.png, .pdf, .svg).", rich_help_panel=OUTPUT),
+    ] = None
+    plot_size: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="W H", help="Of the picture, in inches. Default: what suits it.", rich_help_panel=OUTPUT),
+    ] = None
+    plot_dpi: Annotated[
+        int | None, typer.Option(help="Dots an inch of a .png. Default: 200.", rich_help_panel=OUTPUT)
+    ] = None
+
+    def read(self, panels: Sequence[str] = (), available: Sequence[str] = ()) -> PlotOptions | None:
+        """How the picture is to look; none where none is wanted.
+
+        Raises:
+            OptionError: something was said about a picture that is not wanted, or that cannot be.
+            OutputError: it cannot be written.
+            MissingError: matplotlib is not installed.
+        """
+        plot, size, dpi = self.plot, self.plot_size, self.plot_dpi
+        if plot is None:
+            for option, value in (("--plot-panel", panels or None), ("--plot-size", size), ("--plot-dpi", dpi)):
+                if value is not None:
+                    raise OptionError(f"{option}: says how a picture looks; give --plot OUT.png too")
+            return None
+        if dpi is not None and plot.suffix.lower() in (".pdf", ".svg"):
+            raise OptionError(f"--plot-dpi: {plot} is drawn in lines, not in dots; expected a .png, or leave it out")
+        from slimc.report.drawing import PlotOptions, check_plot
+
+        options = PlotOptions(tuple(panels), size, **({} if dpi is None else {"dpi": dpi}))
+        check_plot(plot, options, available)
+        return options
 
 
 @dataclass(frozen=True)
@@ -116,28 +225,48 @@ def refuse(options: Mapping[str, object], source: Path, reason: str) -> None:
             raise OptionError(f"{option}: {source} {reason}")
 
 
-def takes_checkpoint(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` the options of every system, in a panel of ``--help`` for each; it gets them as `given`.
+def expand(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the options of the groups that it takes, which are dataclasses of this module.
 
-    The signature that typer reads is that of `command` with `given` replaced by ``--ema`` and the fields of the systems'
-    options (`slimc.models.options`).
+    The signature that typer reads is that of `command`, where a parameter that is a group is replaced by the group's fields.
+    `Given` stands for ``--ema`` and the fields of every system's options (`slimc.models.options`), in a panel of ``--help``
+    for each.
     """
-    added = _checkpoint_parameters()
+    own = inspect.signature(command, eval_str=True).parameters
+    groups = {name: parameter.annotation for name, parameter in own.items() if is_dataclass(parameter.annotation)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.items():
+        group = groups.get(name)
+        added = [parameter] if group is None else _checkpoint_parameters() if group is Given else _fields_of(group)
+        parameters += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in added]
 
     @functools.wraps(command)
-    def wrapped(**arguments: Any) -> None:  # noqa: ANN401 - as typer gives them
-        ema = arguments.pop("ema")
-        options = {name: _parsed(name, parse, arguments.pop(name)) for name, parse in _parsers().items()}
-        command(**arguments, given=Given(ema, {name: value for name, value in options.items() if value is not None}))
+    def expanded(**arguments: Any) -> None:  # noqa: ANN401 - as typer gives them
+        values = {name: _collected(group, arguments) for name, group in groups.items()}
+        command(**arguments, **values)
 
-    own = inspect.signature(command, eval_str=True)
-    kept = [parameter for name, parameter in own.parameters.items() if name != "given"]
-    first = [parameter for parameter in kept if parameter.name not in ("json", "quiet")]
-    last = [parameter for parameter in kept if parameter.name in ("json", "quiet")]
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*first, *added, *last)]
-    wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapped
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded
+
+
+def _collected(group: Any, arguments: dict[str, Any]) -> object:  # noqa: ANN401 - a dataclass
+    """The group, of the `arguments` that belong to it, which are taken out."""
+    if group is not Given:
+        return group(**{field.name: arguments.pop(field.name) for field in fields(group)})
+    ema = arguments.pop("ema")
+    options = {name: _parsed(name, parse, arguments.pop(name)) for name, parse in _parsers().items()}
+    return Given(ema, {name: value for name, value in options.items() if value is not None})
+
+
+def _fields_of(group: Any) -> list[inspect.Parameter]:  # noqa: ANN401 - a dataclass
+    """The fields of a group as parameters."""
+    types = get_type_hints(group, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(field.name, keyword, default=field.default, annotation=types[field.name])
+        for field in fields(group)
+    ]
 
 
 def _checkpoint_parameters() -> list[inspect.Parameter]:
@@ -169,68 +298,6 @@ def _parsers() -> dict[str, Callable[[str, str], Any] | None]:
 
 def _parsed(name: str, parse: Callable[[str, str], Any] | None, value: Any) -> Any:  # noqa: ANN401
     return value if parse is None or value is None else parse(value, flag(name))
-
-
-def read_precision(name: str | None, *, fp16: bool = False, bf16: bool = False) -> Precision | None:
-    """The precision that ``--precision`` or a flag asks for; none where nothing was said.
-
-    Raises:
-        OptionError: there is no such precision, or two of them are given.
-    """
-    given = [text for text, said in (("--precision", name is not None), ("--fp16", fp16), ("--bf16", bf16)) if said]
-    if len(given) > 1:
-        raise OptionError(f"{given[1]}: contradicts {given[0]}; give one of them, or neither for float32")
-    if fp16 or bf16:
-        return "fp16" if fp16 else "bf16"
-    if name is None:
-        return None
-    from slimc.emit.precision import find_precision
-
-    return find_precision(name)
-
-
-def read_adaptive(text: str | None, quantile: float | None) -> Any:  # noqa: ANN401 - an Adaptive or None
-    """What ``--adaptive`` and ``--capacity-quantile`` say.
-
-    Raises:
-        OptionError: they say nothing that can be done.
-    """
-    if text is None:
-        if quantile is not None:
-            raise OptionError("--capacity-quantile: needs --adaptive capacity")
-        return None
-    from slimc.compiler.adaptive import find_adaptive
-
-    return find_adaptive(text, quantile)
-
-
-def read_plot(
-    plot: Path | None,
-    size: tuple[float, float] | None,
-    dpi: int | None,
-    *,
-    panels: Sequence[str] = (),
-    available: Sequence[str] = (),
-) -> PlotOptions | None:
-    """How a picture is to look; none where none is wanted.
-
-    Raises:
-        OptionError: something was said about a picture that is not wanted, or that cannot be.
-        OutputError: it cannot be written.
-        MissingError: matplotlib is not installed.
-    """
-    if plot is None:
-        for option, value in (("--plot-panel", panels or None), ("--plot-size", size), ("--plot-dpi", dpi)):
-            if value is not None:
-                raise OptionError(f"{option}: says how a picture looks; give --plot OUT.png too")
-        return None
-    if dpi is not None and plot.suffix.lower() in (".pdf", ".svg"):
-        raise OptionError(f"--plot-dpi: {plot} is drawn in lines, not in dots; expected a .png, or leave it out")
-    from slimc.report.drawing import PlotOptions, check_plot
-
-    options = PlotOptions(tuple(panels), size, **({} if dpi is None else {"dpi": dpi}))
-    check_plot(plot, options, available)
-    return options
 
 
 def inputs(*paths: Path | None) -> dict[Path, None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from slimc.emit.model import emit
 from slimc.errors import MismatchError, OptionError, OutputError
 from slimc.evaluate.compare import Choices, compare_with, not_written
 from slimc.evaluate.logits import Comparison
-from slimc.evaluate.progress import Progress, Stopwatch, silent
+from slimc.evaluate.progress import Advance, Progress, Stopwatch, silent
 from slimc.files.images import check_images, image_files
 from slimc.files.metadata import Metadata, to_props
 from slimc.files.output import check_output, replacing
@@ -77,9 +77,7 @@ def export_network(
     watch: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
-    """Compile `network` into the ONNX model `output` and its reference, verified.
-
-    Nothing is written unless everything succeeds.
+    """Compile `network` into the ONNX model `output` and its reference; nothing is written unless everything succeeds.
 
     Args:
         network: what a checkpoint was loaded as.
@@ -87,9 +85,8 @@ def export_network(
         options: how to compile.
         verify: compare with the PyTorch network before anything is written.
         check_passes: compare in float64 after every pass as well.
-        compiled: the network compiled with these options, where that was done already. Without it, less memory is needed:
-            weights are released as they are written.
-        watch: what has measured the stages before, such as reading the checkpoint; none where there were none.
+        compiled: the same, where it was compiled already. Without it, weights are released as they are written.
+        watch: what has measured the stages before; none where there were none.
         progress: shows what is going on.
 
     Raises:
@@ -99,23 +96,18 @@ def export_network(
     """
     watch = watch or Stopwatch(progress)
     check_export(network.path, output, options, verify=verify, check_passes=check_passes)
-    files = image_files(options.data) if options.data is not None else []
-    with progress(f"checking {len(files)} images") as advance:
-        check_images(files, advance)
+    files = _checked_images(options.data, progress)
     if compiled is None:
         compiled = compile_network(network, options, check=check_passes, progress=progress)
         watch.add(compiled.milliseconds or {})
-    targets = (output, data_path(output), reference_path(output))
-    replaced = tuple(path for path in targets if path.exists())
     refer = partial(
         make_reference, network, options.variant, options.batch_size, options.tolerance, files, compiled.limits
     )
-    reference: Reference | None = None
+    targets = (output, data_path(output), reference_path(output))
+    replaced = tuple(path for path in targets if path.exists())
     with replacing(*targets) as (onnx_temporary, _, reference_temporary):
         # Its inputs show how large values get. Where that does not matter, weights are released before it runs.
-        if options.precision != "fp32":
-            with watch.stage("verify", "running the PyTorch network") as advance:
-                reference = refer(advance)
+        reference = None if options.precision == "fp32" else _refer(refer, "running the PyTorch network", watch)
         with watch.stage("emit", f"writing {output.name}"):
             model = emit_onnx(compiled)
             compiled = compiled.without_weights()
@@ -124,26 +116,15 @@ def export_network(
             _refuse_link_to_parts(output, onnx_temporary)
             del model
             gc.collect()  # the graph's cycles
-        with watch.stage("verify", "comparing with the PyTorch network") as advance:
-            reference = refer(advance) if reference is None else reference
-            comparison, agreement, accuracy = None, None, None
-            if verify:
-                comparison, agreement = verify_file(onnx_temporary, reference, options, output)
-                if options.data is not None:
-                    accuracy = compare_accuracy(onnx_temporary, reference, options.data)
+        reference = reference or _refer(refer, "comparing with the PyTorch network", watch)
+        with watch.stage("verify", f"verifying {output.name}"):
+            checked = _check(onnx_temporary, reference, options, output) if verify else (None, None, None)
             write_reference(reference_temporary, shipped_part(reference))
+    comparison, agreement, accuracy = checked
+    worst = None if comparison is None else reference.file_of(comparison.worst_input)
+    kept, warnings, written = narrowed.kept, narrowed.warnings, reference_path(output)
     return ExportReport(
-        onnx=output,
-        reference=reference_path(output),
-        compiled=compiled,
-        comparison=comparison,
-        milliseconds=watch.total(),
-        agreement=agreement,
-        replaced=replaced,
-        worst_file=None if comparison is None else reference.file_of(comparison.worst_input),
-        accuracy=accuracy,
-        kept_float32=narrowed.kept,
-        warnings=narrowed.warnings,
+        output, written, compiled, comparison, watch.total(), agreement, replaced, worst, kept, warnings, accuracy
     )
 
 
@@ -155,6 +136,33 @@ def _refuse_link_to_parts(output: Path, written: Path) -> None:
     """
     if output.is_symlink() and data_path(written).exists():
         raise OutputError(f"{output}: is a link, and weights of over 2 GB need a second file; give {output.resolve()}")
+
+
+def _checked_images(data: Path | None, progress: Progress) -> list[Path]:
+    """The images in `data`, all of which can be read.
+
+    Raises:
+        OptionError: there are none, or some cannot be read, all of which are named.
+    """
+    files = image_files(data) if data is not None else []
+    with progress(f"checking {len(files)} images") as advance:
+        check_images(files, advance)
+    return files
+
+
+def _refer(refer: Callable[[Advance], Reference], text: str, watch: Stopwatch) -> Reference:
+    """What the PyTorch network computes."""
+    with watch.stage("verify", text) as advance:
+        return refer(advance)
+
+
+def _check(
+    path: Path, reference: Reference, options: CompileOptions, output: Path
+) -> tuple[Comparison, Choices | None, LabelledComparison | None]:
+    """Compare the model at `path`, which is to become `output`: logits, choices, and answers where images have labels."""
+    comparison, agreement = verify_file(path, reference, options, output)
+    accuracy = None if options.data is None else compare_accuracy(path, reference, options.data)
+    return comparison, agreement, accuracy
 
 
 def check_export(

@@ -246,6 +246,11 @@ def warnings(measurements: Sequence[Measurement]) -> list[str]:
     return found
 
 
+def machine_warnings(threads: int | None) -> list[str]:
+    """What makes this machine a doubtful place for measuring with so many `threads`."""
+    return [doubt for doubt in (load_warning(), thread_warning(threads)) if doubt is not None]
+
+
 def load_warning() -> str | None:
     """Whether other processes keep this machine busy before anything is timed; none where they do not."""
     usable = cores.count()

@@ -23,54 +23,39 @@ A checkpoint is compared with itself: dense, masked and slim, with the realised 
 EXAMPLE = "Example: slimc bench checkpoint.pth --backend onnxruntime --backend openvino --threads 1 --plot latency.png"
 
 
-@opt.takes_checkpoint
+_Csv = Annotated[
+    Path | None, typer.Option(metavar="OUT.csv", help="Write the figures as a table.", rich_help_panel=opt.OUTPUT)
+]
+
+
+@opt.expand
 def command(
     sources: Annotated[list[Path], typer.Argument(metavar="ARTIFACT|CKPT...", help="What to time.")],
     given: opt.Given,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"May be given several times: {opt.BACKEND_HELP} For checkpoints also tensorrt, tensorrt-rtx."
-        ),
-    ] = None,
+    printing: opt.Printing,
+    precision: opt.PrecisionOptions,
+    plotting: opt.Plotting,
+    backend: opt.Backends = None,
     threads: opt.Threads = None,
     seconds: Annotated[float, typer.Option(help="Time to spend on each network, warming up included.")] = 3.0,
     batch_size: Annotated[
         list[int] | None, typer.Option(help="For checkpoints; may be given several times. Default: 1.")
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="For checkpoints. Default: what suits the back end.", rich_help_panel=opt.TARGET),
-    ] = None,
+    target: opt.CheckpointTarget = None,
     tuning: opt.TuningFile = None,
-    precision: opt.PrecisionName = None,
-    fp16: opt.Fp16 = False,
-    bf16: opt.Bf16 = False,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="OUT.csv", help="Write the figures as a table.", rich_help_panel=opt.OUTPUT)
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.png", help="Draw the latencies (.png, .pdf, .svg).", rich_help_panel=opt.OUTPUT),
-    ] = None,
-    plot_size: opt.PlotSize = None,
-    plot_dpi: opt.PlotDpi = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
+    csv: _Csv = None,
 ) -> None:
     """Time SOURCES."""
     import slimc
-    from slimc.cli.console import Output
     from slimc.cli.results import bench_json
-    from slimc.evaluate.latency import load_warning, realised, thread_warning, warnings
+    from slimc.evaluate.latency import machine_warnings, realised, warnings
+    from slimc.files.output import check_output
 
     if csv is not None:
-        from slimc.files.output import check_output
-
         check_output(csv, (".csv",), "--csv")
-    look = opt.read_plot(plot, plot_size, plot_dpi)
-    out = Output(json, quiet)
-    doubts = [doubt for doubt in (load_warning(), thread_warning(threads)) if doubt is not None]
+    drawn = plotting.read()
+    out, plot = printing.output(), plotting.plot
+    doubts = machine_warnings(threads)
     measurements = slimc.bench(
         sources,
         backend=backend or "auto",
@@ -79,20 +64,20 @@ def command(
         seconds=seconds,
         target=target,
         tuning=tuning,
-        precision=opt.read_precision(precision, fp16=fp16, bf16=bf16),
+        precision=precision.read(),
         ema=given.ema,
         progress=out.progress,
         **given.options,
     )
-    shares, doubts = realised(measurements), [*doubts, *warnings(measurements)]
-    written = [path for path in (csv, plot) if path is not None]
-    replaced = [path for path in written if path.exists()]
+    shares = realised(measurements)
+    doubts += warnings(measurements)
+    written, replaced = _outputs(csv, plot)
     if csv is not None:
         _write_csv(measurements, csv)
     if plot is not None:
         from slimc.report.latency import plot_latencies
 
-        plot_latencies(measurements, plot, look)
+        plot_latencies(measurements, plot, drawn)
     out.result(
         "bench",
         bench_json(measurements, shares, doubts, replaced),
@@ -104,6 +89,12 @@ def command(
         out.warn(doubt)
     if written:
         out.print(f"wrote {' and '.join(map(str, written))}{opt.overwritten(replaced)}")
+
+
+def _outputs(*paths: Path | None) -> tuple[list[Path], list[Path]]:
+    """Those of `paths` that are asked for, and those of them that are there already."""
+    written = [path for path in paths if path is not None]
+    return written, [path for path in written if path.exists()]
 
 
 def _print_report(out: Output, measurements: Sequence[Measurement], shares: Sequence[Realised]) -> None:

@@ -21,10 +21,12 @@ what it is, and compares the engine with the reference where there is a GPU."""
 EXAMPLE = "Example: slimc build-engine small.onnx --precision fp16 --target sm89 -o small.engine"
 
 
-@opt.takes_checkpoint
+@opt.expand
 def command(
     model: Annotated[Path, typer.Argument(metavar="ONNX|CKPT", help="A model that slimc wrote, or a checkpoint.")],
     given: opt.Given,
+    printing: opt.Printing,
+    precision: opt.PrecisionOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -48,23 +50,17 @@ def command(
             help="sm75, sm80, sm86, sm89, sm120, ...; may be given several times.", rich_help_panel=opt.TARGET
         ),
     ] = None,
-    precision: opt.PrecisionName = None,
-    fp16: opt.Fp16 = False,
-    bf16: opt.Bf16 = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Build an engine from MODEL."""
     import slimc
     from slimc.backends.engine_file import facts_path
-    from slimc.cli.console import Output
     from slimc.cli.results import engine_json
 
-    out = Output(json, quiet)
+    out = printing.output()
     report = slimc.build_engine(
         model,
         output,
-        precision=opt.read_precision(precision, fp16=fp16, bf16=bf16),
+        precision=precision.read(),
         target=target,
         backend=backend,
         fused_attention=fused_attention,

@@ -20,7 +20,9 @@ The checkpoint was searched and retrained on handwritten digits; it and 360 test
 EXAMPLE = "Example: slimc demo --output demo"
 
 
+@opt.expand
 def command(
+    printing: opt.Printing,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -31,16 +33,13 @@ def command(
             rich_help_panel=opt.OUTPUT,
         ),
     ] = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Run the demo."""
-    from slimc.cli.console import Output
     from slimc.cli.demo import CHECKPOINT, IMAGE_OPTIONS, keep_checkpoint, run_demo
     from slimc.cli.results import demo_json
     from slimc.files.output import scratch
 
-    out = Output(json, quiet)
+    out = printing.output()
     if output is None:
         with scratch() as directory:
             result = run_demo(directory, progress=out.progress)

@@ -9,13 +9,13 @@ HELP = """Tell what this machine can compile, build, run and time, and the comma
 EXAMPLE = "Example: slimc doctor --json"
 
 
-def command(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+@opt.expand
+def command(printing: opt.Printing) -> None:
     """Examine this machine."""
-    from slimc.cli.console import Output
     from slimc.cli.doctor import abilities, examine
     from slimc.cli.results import doctor_json
 
-    out = Output(json, quiet)
+    out = printing.output()
     with out.progress("looking around"):
         findings = examine()
     able = abilities(findings)

@@ -24,41 +24,29 @@ EXAMPLE = "Example: slimc eval checkpoint.pth small.onnx --data val --threads 2"
 _NAMED, _ALL_PAIRS = 5, 3
 
 
-@opt.takes_checkpoint
+@opt.expand
 def command(
     sources: Annotated[list[Path], typer.Argument(metavar="ARTIFACT|CKPT...", help="What to evaluate.")],
     given: opt.Given,
+    printing: opt.Printing,
+    precision: opt.PrecisionOptions,
     data: Annotated[Path, typer.Option(metavar="DIR", help="Images with their classes.")],
     class_map: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Names of folders or labels, one a line, in the order of the outputs."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Take only so many images, spread evenly over all.")] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"May be given several times: {opt.BACKEND_HELP} For checkpoints also tensorrt, tensorrt-rtx."
-        ),
-    ] = None,
+    backend: opt.Backends = None,
     threads: opt.Threads = None,
     batch_size: Annotated[int | None, typer.Option(help="For checkpoints. Default: 1.")] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="For checkpoints. Default: what suits the back end.", rich_help_panel=opt.TARGET),
-    ] = None,
+    target: opt.CheckpointTarget = None,
     tuning: opt.TuningFile = None,
-    precision: opt.PrecisionName = None,
-    fp16: opt.Fp16 = False,
-    bf16: opt.Bf16 = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Evaluate SOURCES."""
     import slimc
-    from slimc.cli.console import Output
     from slimc.cli.results import eval_json
 
-    out = Output(json, quiet)
+    out = printing.output()
     report = slimc.accuracy(
         sources,
         data,
@@ -69,7 +57,7 @@ def command(
         batch_size=batch_size,
         target=target,
         tuning=tuning,
-        precision=opt.read_precision(precision, fp16=fp16, bf16=bf16),
+        precision=precision.read(),
         ema=given.ema,
         progress=out.progress,
         **given.options,

@@ -20,16 +20,23 @@ Writes MODEL.onnx and MODEL.reference.npz (inputs with the PyTorch network's out
 EXAMPLE = "Example: slimc export checkpoint.pth -o small.onnx --batch-size 1 --target cpu"
 
 
-@opt.takes_checkpoint
+_Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Default: CKPT's name with .onnx, in this directory.", rich_help_panel=opt.OUTPUT
+    ),
+]
+
+
+@opt.expand
 def command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .pth, .pth.tar, .pt or .safetensors file.")],
     given: opt.Given,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Default: CKPT's name with .onnx, in this directory.", rich_help_panel=opt.OUTPUT
-        ),
-    ] = None,
+    printing: opt.Printing,
+    aim: opt.ModelTarget,
+    precision: opt.PrecisionOptions,
+    adaptive: opt.AdaptiveOptions,
+    output: _Output = None,
     batch_size: Annotated[int, typer.Option(help="Images in a batch; the model's shapes are static.")] = 1,
     dense: Annotated[
         bool, typer.Option("--dense", help="Emit the network with every mask at one: a baseline.")
@@ -42,42 +49,29 @@ def command(
     check_passes: Annotated[
         bool, typer.Option("--check-passes", help="Check every pass in float64, to 1e-9. Takes a while.")
     ] = False,
-    target: opt.TargetName = None,
-    threads: opt.TunedThreads = None,
-    tuning: opt.TuningFile = None,
-    precision: opt.PrecisionName = None,
-    fp16: opt.Fp16 = False,
-    bf16: opt.Bf16 = False,
     opset: Annotated[
         int | None,
         typer.Option(
             help="ONNX opset, 17 to 23. Default: 17, read by the most runtimes; 23 for cpu.", rich_help_panel=opt.TARGET
         ),
     ] = None,
-    adaptive: opt.AdaptiveName = None,
-    capacity_quantile: opt.CapacityQuantile = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Compile CKPT."""
     import slimc
-    from slimc.cli.console import Output
     from slimc.errors import OptionError
 
     if dense and masked:
         raise OptionError("--dense and --masked: give one of them, or neither for the slim network")
-    out = Output(json, quiet)
+    out = printing.output()
     report = slimc.export(
         checkpoint,
         default_output(checkpoint) if output is None else output,
-        target=target or "generic",
-        threads=threads,
-        tuning=tuning,
+        **aim.arguments(),
         variant="dense" if dense else "masked" if masked else "slim",
         batch_size=batch_size,
-        precision=opt.read_precision(precision, fp16=fp16, bf16=bf16) or "fp32",
+        precision=precision.read() or "fp32",
         opset=opset,
-        adaptive=opt.read_adaptive(adaptive, capacity_quantile),
+        adaptive=adaptive.read(),
         data=data,
         verify=verify,
         check_passes=check_passes,
@@ -88,7 +82,7 @@ def command(
     from slimc.cli.results import export_json
 
     network = report.compiled.network
-    read = {checkpoint: network.sha256, **opt.inputs(tuning)}
+    read = {checkpoint: network.sha256, **opt.inputs(aim.tuning)}
     out.result("export", export_json(report), inputs=read, outputs=report.written)
     _print_report(out, report)
     for name, reason in report.kept_float32.items():

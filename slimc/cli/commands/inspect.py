@@ -32,14 +32,24 @@ _LEGEND = (
 )
 
 
-@opt.takes_checkpoint
+_Panels = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Draw this panel only: heads, ffn, tokens, macs, patches, selections; with --data branches, heads, "
+        "patches, macs. May be given several times.",
+        rich_help_panel=opt.OUTPUT,
+    ),
+]
+
+
+@opt.expand
 def command(
     source: Annotated[Path, typer.Argument(metavar="CKPT|ONNX", help="A checkpoint, or a model that slimc wrote.")],
     given: opt.Given,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.png", help="Draw the structure (.png, .pdf, .svg).", rich_help_panel=opt.OUTPUT),
-    ] = None,
+    printing: opt.Printing,
+    aim: opt.ModelTarget,
+    plotting: opt.Plotting,
     image: Annotated[
         Path | None,
         typer.Option(
@@ -56,50 +66,32 @@ def command(
             rich_help_panel="AdaViT",
         ),
     ] = None,
-    plot_panel: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Draw this panel only: heads, ffn, tokens, macs, patches, selections; with --data branches, heads, "
-            "patches, macs. May be given several times.",
-            rich_help_panel=opt.OUTPUT,
-        ),
-    ] = None,
-    plot_size: opt.PlotSize = None,
-    plot_dpi: opt.PlotDpi = None,
-    target: opt.TargetName = None,
-    threads: opt.TunedThreads = None,
-    tuning: opt.TuningFile = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
+    plot_panel: _Panels = None,
 ) -> None:
     """Inspect a checkpoint or a model."""
-    from slimc.cli.console import Output
     from slimc.cli.inspection import Picture, inspect_checkpoint, inspect_model, inspect_usage, panels
     from slimc.cli.results import names
 
-    out = Output(json, quiet)
-    compiling = {"--target": target, "--threads": threads, "--tuning": tuning}
+    out, plot = printing.output(), plotting.plot
     if image is not None and plot is None:
         raise OptionError("--image: is drawn; give --plot OUT.png too")
     if image is not None and plot_panel and "selections" not in plot_panel:
         raise OptionError("--image: is drawn in the panel selections, which --plot-panel leaves out")
     available = panels(usage=data is not None, image=image is not None) if plot is not None else ()
-    look = opt.read_plot(plot, plot_size, plot_dpi, panels=plot_panel or (), available=available)
-    picture = None if plot is None or look is None else Picture(plot, look, image)
+    drawn = plotting.read(plot_panel or (), available)
+    picture = None if plot is None or drawn is None else Picture(plot, drawn, image)
     if data is not None:
-        opt.refuse({**compiling, "--image": image}, source, "is run on images and not compiled, with --data")
+        opt.refuse({**aim.said(), "--image": image}, source, "is run on images and not compiled, with --data")
         found = inspect_usage(source, given.options, given.ema, data, picture, out.progress)
     elif source.suffix == ".onnx":
         given.refuse(source, "is compiled already; its options are those it was exported with")
-        opt.refuse(compiling, source, "is compiled already; its options are those it was exported with")
+        opt.refuse(aim.said(), source, "is compiled already; its options are those it was exported with")
         found = inspect_model(source, picture, out.progress)
     else:
-        how = {"target": target or "generic", "threads": threads, "tuning": tuning}
-        found = inspect_checkpoint(source, given.options, given.ema, how, picture, out.progress)
+        found = inspect_checkpoint(source, given.options, given.ema, aim.arguments(), picture, out.progress)
     written = [] if plot is None else [plot]
     values = {**found.values, "replaced": names(found.replaced)}
-    out.result("inspect", values, inputs={source: found.sha256, **opt.inputs(tuning, image)}, outputs=written)
+    out.result("inspect", values, inputs={source: found.sha256, **opt.inputs(aim.tuning, image)}, outputs=written)
     if found.usage is not None:
         _print_usage(out, found.usage)
     else:

@@ -18,24 +18,23 @@ EXAMPLE = (
 )
 
 
+@opt.expand
 def command(
+    printing: opt.Printing,
     threads: Annotated[int, typer.Option(help="Threads that will run the model.")] = 1,
     backend: Annotated[str, typer.Option(help="onnxruntime or openvino.")] = "onnxruntime",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The .json file to write.", rich_help_panel=opt.OUTPUT)
     ] = Path("tuning.json"),
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Measure, and write OUTPUT."""
     import slimc
-    from slimc.cli.console import Output
     from slimc.cli.results import tune_json
-    from slimc.evaluate.latency import load_warning, thread_warning
+    from slimc.evaluate.latency import machine_warnings
     from slimc.evaluate.tune import describe
 
-    out = Output(json, quiet)
-    doubts = [doubt for doubt in (load_warning(), thread_warning(threads)) if doubt is not None]
+    out = printing.output()
+    doubts = machine_warnings(threads)
     replaced = [output] if output.exists() else []
     tuning = slimc.tune(output, threads=threads, backend=backend, progress=out.progress)
     out.result("tune", tune_json(tuning, output, doubts, replaced), outputs=[output])

@@ -21,10 +21,11 @@ The last line is PASSED or FAILED; the exit status is 1 where an artefact fails.
 EXAMPLE = "Example: slimc verify small.onnx small.engine --against small.reference.npz"
 
 
-@opt.takes_checkpoint
+@opt.expand
 def command(
     artefacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Models and engines.")],
     given: opt.Given,
+    printing: opt.Printing,
     against: Annotated[
         Path | None,
         typer.Option(metavar="CKPT|ONNX|NPZ", help="Default: the .reference.npz beside each artefact."),
@@ -36,15 +37,12 @@ def command(
         float | None,
         typer.Option(help="Share of the logits' spread. Default: by precision, 1e-4 fp32, 1e-2 fp16, 8e-2 bf16."),
     ] = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Verify every artefact."""
     import slimc
-    from slimc.cli.console import Output
     from slimc.cli.results import verify_json
 
-    out = Output(json, quiet)
+    out = printing.output()
     verdicts = [
         slimc.verify(
             path,

@@ -297,11 +297,19 @@ def _in_dict(machine: _Machine) -> None:
     machine.set_items(values)
 
 
+_Operations = dict[str, Callable[[_Machine], object]]
+
+
 def _operations() -> dict[bytes, Callable[[_Machine], object]]:
-    """What every operation does, by the name that Python's pickletools gives it."""
+    """What every operation does, by its byte."""
+    by_name = {**_stack(), **_values(), **_containers(), **_objects()}
+    return {code.code.encode("latin-1"): by_name[code.name] for code in pickletools.opcodes if code.name in by_name}
+
+
+def _stack() -> _Operations:
+    """How the stack is handled; the names are those of Python's pickletools, as in what follows."""
     push, take = _Machine.push, _Machine.take
-    by_name: dict[str, Callable[[_Machine], object]] = {
-        # How the stack is handled.
+    return {
         "MARK": _Machine.mark,
         "POP": _Machine.discard,
         "POP_MARK": _Machine.since_mark,
@@ -315,7 +323,13 @@ def _operations() -> dict[bytes, Callable[[_Machine], object]]:
         "GET": lambda m: m.get(int(m.line())),
         "BINGET": lambda m: m.get(m.number(_BYTE)),
         "LONG_BINGET": lambda m: m.get(m.number(_WORD)),
-        # Plain values.
+    }
+
+
+def _values() -> _Operations:
+    """Plain values."""
+    push = _Machine.push
+    return {
         "NONE": lambda m: push(m, None),
         "NEWTRUE": lambda m: push(m, True),
         "NEWFALSE": lambda m: push(m, False),
@@ -339,7 +353,13 @@ def _operations() -> dict[bytes, Callable[[_Machine], object]]:
         "SHORT_BINBYTES": lambda m: push(m, m.sized(_BYTE)),
         "BINBYTES8": lambda m: push(m, m.sized(_LONG)),
         "BYTEARRAY8": lambda m: push(m, m.sized(_LONG)),
-        # Containers.
+    }
+
+
+def _containers() -> _Operations:
+    """Tuples, lists, dicts and sets."""
+    push = _Machine.push
+    return {
         "EMPTY_TUPLE": lambda m: push(m, ()),
         "TUPLE": lambda m: push(m, tuple(m.since_mark())),
         "TUPLE1": lambda m: m.tuple_of(1),
@@ -356,7 +376,12 @@ def _operations() -> dict[bytes, Callable[[_Machine], object]]:
         "EMPTY_SET": lambda m: push(m, Recorded("builtins.set")),
         "ADDITEMS": lambda m: m.append(m.since_mark()),
         "FROZENSET": _frozen,
-        # Objects, which are recorded.
+    }
+
+
+def _objects() -> _Operations:
+    """Objects, which are recorded."""
+    return {
         "GLOBAL": lambda m: m.named(m.line(), m.line()),
         "STACK_GLOBAL": _Machine.stack_global,
         "REDUCE": _Machine.reduce,
@@ -368,7 +393,6 @@ def _operations() -> dict[bytes, Callable[[_Machine], object]]:
         "PERSID": lambda m: m.persistent(m.line()),
         "BINPERSID": lambda m: m.persistent(m.pop()),
     }
-    return {code.code.encode("latin-1"): by_name[code.name] for code in pickletools.opcodes if code.name in by_name}
 
 
 _OPERATIONS = _operations()
