@@ -179,6 +179,8 @@ def bench_json(
 
 def eval_json(report: AccuracyReport, data: Path) -> dict[str, Any]:
     """``slimc eval``."""
+    from slimc.files.metadata import preprocessing_json
+
     networks = [
         {
             "name": network.subject.name,
@@ -190,15 +192,15 @@ def eval_json(report: AccuracyReport, data: Path) -> dict[str, Any]:
             "batch_size": network.subject.batch_size,
             **network.scores.summary(),
             "images_per_second": network.images_per_second,
-            "preprocessing": None if network.subject.preprocessing is None else asdict(network.subject.preprocessing),
+            "preprocessing": preprocessing_json(network.preprocessing, network.image),
         }
         for network in report.networks
     ]
-    names = [network["name"] for network in networks]
+    called = [network["name"] for network in networks]
     changes = [
         {
-            "first": names[change.first],
-            "second": names[change.second],
+            "first": called[change.first],
+            "second": called[change.second],
             "changed": len(change.images),
             "gained": change.gained,
             "lost": change.lost,

@@ -66,11 +66,18 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Accuracy:
-    """Scores of one network, and the seconds that it computed for."""
+    """Scores of one network, how images became its inputs, and the seconds that it computed for."""
 
     subject: Subject
+    preprocessing: Preprocessing
     scores: Scores
     seconds: float
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Height and width of its inputs."""
+        height, width = self.subject.session.inputs[0].shape[2:]
+        return height, width
 
     @property
     def images_per_second(self) -> float:
@@ -170,7 +177,10 @@ def measure_accuracy(
                 scores[i].append(score(logits, labels))
             advance(start + len(files), len(data))
     measured = zip(subjects, scores, seconds, strict=True)
-    found = [Accuracy(subject, _joined(parts), spent) for subject, parts, spent in measured]
+    found = [
+        Accuracy(subject, subject.preprocessing or Preprocessing(), _joined(parts), spent)
+        for subject, parts, spent in measured
+    ]
     warnings = dict.fromkeys(warning for subject in subjects for warning in subject.warnings)
     return AccuracyReport(data, tuple(found), reading, tuple(warnings))
 

@@ -23,6 +23,8 @@ from slimc.emit.file import write_model
 from slimc.errors import InternalError
 from tests.artefacts import VECTORS, exported
 from tests.command_line import slimc, snapshot
+from tests.digits import IMAGES as DIGITS
+from tests.digits import write_digits
 from tests.schemas import SUFFIX, check, objects, parse, schemas
 
 ROOT = Path(__file__).parents[2]
@@ -68,9 +70,22 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_eval_says_what_changed_between_networks(tmp_path):
+    data = write_digits(tmp_path / "digits", every=20)
+    found = result("eval", VECTORS["digits"], "--data", data, *DIGITS, "--threads", "1")
+    assert [network["variant"] for network in found["networks"]] == ["dense", "masked", "slim"]
+    assert [change["changed"] for change in found["changes"]][-1] == 0
+    assert found["networks"][0]["preprocessing"]["input_size"] == [3, 56, 56]
+    assert (read(found), written(found)) == ([str(VECTORS["digits"])], set())
+    exported = result("export", VECTORS["digits"], "-o", tmp_path / "m.onnx", "--data", data, *DIGITS)
+    assert exported["accuracy"]["onnx"] == pytest.approx(
+        {key: found["networks"][2][key] for key in ("right", "top1", "top5", "loss")}, rel=1e-4
+    )
+
+
 class TestSchemas:
     def test_every_command_that_prints_json_has_a_schema_and_nothing_else_has_one(self):
-        assert len(COMMANDS) == 8
+        assert len(COMMANDS) == 9
         assert set(schemas()) == {f"{name}{SUFFIX}" for name in (*COMMANDS, "header", "shared")}
 
     @pytest.mark.parametrize("name", sorted(schemas()))

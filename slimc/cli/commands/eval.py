@@ -62,8 +62,7 @@ def command(
         progress=out.progress,
         **given.options,
     )
-    read = [*sources, *(path for path in (class_map, tuning) if path is not None)]
-    out.result("eval", eval_json(report, data), inputs=dict.fromkeys(read))
+    out.result("eval", eval_json(report, data), inputs=opt.inputs(*sources, class_map, tuning))
     _print_report(out, report)
     for warning in report.warnings:
         out.warn(warning)
