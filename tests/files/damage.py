@@ -65,27 +65,104 @@ def in_zip(pickled: bytes) -> bytes:
     return with_pickle(lambda _: pickled)
 
 
+def beside_weights(pickled: bytes) -> bytes:
+    """A sound checkpoint that has what `pickled` makes besides."""
+    inner = pickled.removeprefix(b"\x80\x02").removeprefix(b"\x80\x04").removesuffix(b".")
+    return with_pickle(lambda whole: whole.removesuffix(b".") + b"X\x01\x00\x00\x00x" + inner + b"s.")
+
+
+# What programs name: torch's and NumPy's own functions get arguments that they never have, and the rest runs code.
+NAMES = (
+    *(
+        "collections OrderedDict",
+        "collections Counter",
+        "argparse Namespace",
+        "a.b C",
+        "builtins set",
+        "copyreg _reconstructor",
+    ),
+    *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch._tensor _rebuild_from_type_v2"),
+    *(
+        "numpy dtype",
+        "numpy.core.multiarray scalar",
+        "numpy.core.multiarray _reconstruct",
+        "_codecs encode",
+        "torch Size",
+    ),
+    *("torch FloatStorage", "pathlib PosixPath", "builtins getattr"),
+)
+CODE = ("os system", "builtins eval", "subprocess Popen")
+WORDS = (
+    "",
+    "a",
+    "model",
+    "args",
+    "blocks.0.attn.zeta",
+    "_modules",
+    "_parameters",
+    "0.7",
+    "f8",
+    "storage",
+    "cpu",
+    "0",
+    "a\nb",
+)
+
+
 def program(seed: int) -> bytes:
-    """A pickle of random operations, among them calls of what runs code."""
+    """A pickle of random values, of which a few are broken."""
     chance = random.Random(seed)
-    names = ("os\nsystem\n", "builtins\neval\n", "collections\nOrderedDict\n", "torch._utils\n_rebuild_tensor_v2\n")
-    numbers = {"int4": "<i", "uint1": "<B", "uint2": "<H", "uint4": "<I", "uint8": "<Q", "float8": ">d"}
-    made = [b"\x80\x02"]
-    for _ in range(chance.choice((5, 30, 200))):
-        operation = chance.choice(pickletools.opcodes)
-        code, argument = operation.code.encode("latin-1"), operation.arg
-        if operation.name in ("GLOBAL", "INST"):
-            code += chance.choice(names).encode()
-        elif argument is not None and argument.name in numbers:
-            most = 1 << 8 * struct.calcsize(numbers[argument.name]) - 1
-            number = chance.choice((0, 1, 2, most - 1)) % 256 ** struct.calcsize(numbers[argument.name])
-            code += struct.pack(numbers[argument.name], number)
-        elif argument is not None:
-            size = {"1": 1, "4": 4, "8": 8}.get(argument.name[-1:], 0)
-            text = chance.choice((b"", b"1", b"model", b"-7L"))
-            code += len(text).to_bytes(size, "little") + text if size else text + b"\n"
-        made.append(code)
-    return b"".join(made) + b"."
+    made = bytearray(b"\x80\x02Nq\x000" + value(chance, 5) + b".")
+    if chance.random() < 0.2:
+        made[chance.randrange(len(made))] = chance.choice(pickletools.opcodes).code.encode("latin-1")[0]
+    return bytes(made)
+
+
+def value(chance: random.Random, depth: int) -> bytes:
+    """Operations that push one value, with at most `depth` others within one another."""
+
+    def some(most: int) -> bytes:
+        return b"".join(value(chance, depth - 1) for _ in range(chance.randrange(most)))
+
+    def pairs() -> bytes:
+        return b"".join(text(chance) + value(chance, depth - 1) for _ in range(chance.randrange(4)))
+
+    def one() -> bytes:
+        return value(chance, depth - 1)
+
+    plain: tuple[Callable[[], bytes], ...] = (
+        lambda: chance.choice((b"N", b"\x88", b"\x89", b")", b"]", b"}", b"h\x00", b"G" + bytes(8))),
+        lambda: text(chance),
+        lambda: b"J" + struct.pack("<i", chance.choice((0, 1, 3, -1, 2**31 - 1))),
+        lambda: b"\x8a\x09" + chance.randbytes(9),
+        lambda: name(chance),
+    )
+    nested: tuple[Callable[[], bytes], ...] = (
+        lambda: b"(" + some(8) + b"t",
+        lambda: b"(" + some(5) + b"l",
+        lambda: b"](" + some(4) + b"e",
+        lambda: b"}(" + pairs() + b"u",
+        lambda: b"}" + one() + one() + b"s",
+        lambda: name(chance) + b"(" + some(8) + b"t" + chance.choice((b"R", b"\x81")),
+        lambda: name(chance) + b"(" + some(5) + b"tR" + one() + b"b",
+        lambda: name(chance) + b")R(" + pairs() + b"u",
+        lambda: b"(" + name(chance) + some(4) + b"o",
+        lambda: one() + b"q\x00",
+        lambda: b"(" + some(7) + b"tQ",
+        lambda: one() + b"0" + one(),
+    )
+    return chance.choice(nested if depth > 0 and chance.random() < 0.8 else plain)()
+
+
+def text(chance: random.Random) -> bytes:
+    """Operations that push a word."""
+    word = chance.choice(WORDS).encode()
+    return b"X" + struct.pack("<I", len(word)) + word
+
+
+def name(chance: random.Random) -> bytes:
+    """Operations that push the name of a class or function."""
+    return b"c" + chance.choice(NAMES if chance.random() < 0.99 else CODE).replace(" ", "\n").encode() + b"\n"
 
 
 # How a seed makes a file, by the kind of damage.
@@ -95,5 +172,5 @@ KINDS: dict[str, Callable[[int], bytes]] = {
     "legacy": lambda seed: damaged(sound("legacy"), seed),
     "legacy pickle": lambda seed: damaged(sound("legacy")[:900], seed) + sound("legacy")[900:],
     "safetensors": lambda seed: damaged(sound("safetensors"), seed),
-    "program": lambda seed: in_zip(program(seed)),
+    "program": lambda seed: (in_zip if seed % 2 else beside_weights)(program(seed)),
 }
