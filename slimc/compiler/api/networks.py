@@ -23,8 +23,9 @@ def load(checkpoint: str | Path, *, ema: bool | None = None, **options: Any) -> 
     Args:
         checkpoint: a .pth, .pth.tar, .pt or .safetensors file of ViT-Slim, DynamicViT or AdaViT. Nothing in it is executed.
         ema: take the averaged weights; None leaves it to the system's own evaluation.
-        options: what the checkpoint does not say itself: ``budget=0.7``, ``keep_rate=0.7``, ``num_heads=6`` and
-            whatever else ``slimc export --help`` lists for its system, with underscores.
+        options: what the checkpoint does not say itself: ``budget=0.7``, ``keep_rate=0.7``, ``num_heads=6``,
+            ``state_key="student"`` where it has several networks, and whatever else ``slimc export --help`` lists for its
+            system, with underscores.
 
     Raises:
         CheckpointError: the file is missing, damaged, holds something else, or is of no known system.

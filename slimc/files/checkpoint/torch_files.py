@@ -144,8 +144,9 @@ def _members(path: Path) -> Mapping[str, tuple[int, int]]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-            _root([info.filename for info in infos])
-            if any(info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size for info in infos):
+            compressed = any(info.compress_type != zipfile.ZIP_STORED for info in infos)
+            _root([info.filename for info in infos], compressed=compressed)
+            if compressed or any(info.compress_size != info.file_size for info in infos):
                 raise ForeignError("a compressed zip archive, which torch.save does not write", "unpack it")
             # Members that overlap would take any time to check.
             if sum(info.file_size for info in infos) > path.stat().st_size or len({i.filename for i in infos}) < len(
@@ -169,7 +170,7 @@ def _start(file: Any, info: zipfile.ZipInfo) -> int:  # noqa: ANN401 - a binary 
     return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
-def _root(members: Collection[str]) -> str:
+def _root(members: Collection[str], *, compressed: bool = False) -> str:
     """The folder that holds everything, which is called as the file was when it was saved.
 
     Raises:
@@ -177,7 +178,7 @@ def _root(members: Collection[str]) -> str:
     """
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
     if not pickles:
-        raise _other_archive(members)
+        raise _other_archive(members, compressed)
     root = min(pickles, key=len).removesuffix("data.pkl")
     if f"{root}constants.pkl" in members:
         raise ForeignError(
@@ -187,7 +188,7 @@ def _root(members: Collection[str]) -> str:
     return root
 
 
-def _other_archive(members: Collection[str]) -> ForeignError:
+def _other_archive(members: Collection[str], compressed: bool) -> ForeignError:
     if members and all(name.endswith(".npy") for name in members):
         return ForeignError("a NumPy archive (.npz)", "load it where it comes from, and torch.save it")
     if "model.weights.h5" in members:
@@ -197,7 +198,8 @@ def _other_archive(members: Collection[str]) -> ForeignError:
             "a torch.export archive", "save the network's state dict: torch.save(model.state_dict(), FILE)"
         )
     found = ", ".join(ascii(name)[1:-1][:40] for name in list(members)[:3]) or "nothing"
-    return ForeignError(f"a zip archive of something else (it holds {found})", "unpack it if a checkpoint is in it")
+    kind = "a compressed zip archive" if compressed else "a zip archive"
+    return ForeignError(f"{kind} of something else (it holds {found})", "unpack it if a checkpoint is in it")
 
 
 def _legacy_places(
