@@ -56,7 +56,8 @@ def to_props(metadata: Metadata) -> dict[str, str]:
 
 def preprocessing_json(preprocessing: Preprocessing, image: tuple[int, int]) -> dict[str, Any]:
     """How images become inputs, by timm's names: `input_size` is channels, height, width."""
-    return {**asdict(preprocessing), "input_size": [len(preprocessing.mean), *image]}
+    numbers = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
+    return {**asdict(preprocessing), **numbers, "input_size": [len(preprocessing.mean), *image]}
 
 
 def read_preprocessing(values: Mapping[str, Any]) -> Preprocessing:
