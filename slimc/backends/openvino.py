@@ -13,6 +13,7 @@ import numpy as np
 from slimc.backends.base import Array, TensorSpec, Timer, Timing
 from slimc.errors import MissingError, ModelFileError
 
+_ATTENTION = (2026, 3)  # tried by `python -m benchmarks.versions`
 _INSTALL = "pip install 'slimc[openvino]'"
 
 
@@ -63,6 +64,9 @@ def load(path: Path, *, precision: Literal["f32", "bf16"] = "f32", threads: int 
         raise MissingError(f"openvino cannot be imported ({error}); {_INSTALL}") from None
     if not path.is_file():
         raise ModelFileError(f"{path}: no such ONNX model")
+    refused = too_old(path, openvino.__version__)
+    if refused:
+        raise ModelFileError(f"{path}: {refused}")
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
@@ -73,6 +77,28 @@ def load(path: Path, *, precision: Literal["f32", "bf16"] = "f32", threads: int 
         raise ModelFileError(f"{path}: OpenVINO cannot compile it: {_reason(error)}") from None
     version = openvino.__version__.split("-")[0]
     return OpenvinoSession(f"openvino {version} cpu {precision}", inputs, outputs, compiled.create_infer_request())
+
+
+def too_old(path: Path, version: str) -> str:
+    """Why OpenVINO `version` does not serve the model at `path`, and what does; empty where its age is no reason.
+
+    ONNX's Attention operator (opset 23) is refused before 2026.1, and computed wrongly by 2026.1 and 2026.2.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # no ONNX model: then that is the reason, and not the version
+        return ""
+    here = version.split("-", maxsplit=1)[0]
+    uses = any(node.op_type == "Attention" for node in model.graph.node)
+    if not uses or tuple(int(part) for part in here.split(".")[:2]) >= _ATTENTION:
+        return ""
+    needed = ".".join(map(str, _ATTENTION))
+    return (
+        f"its Attention operators need OpenVINO {needed} or newer, and here is {here}, which refuses them or computes them "
+        "wrongly: pip install -U openvino, or export the model with --opset 17"
+    )
 
 
 def _spec(port: Any) -> TensorSpec:  # noqa: ANN401 - openvino has no types

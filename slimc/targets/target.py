@@ -9,7 +9,7 @@ from pathlib import Path
 from slimc.errors import OptionError
 from slimc.targets.costs import Costs, CountedCosts
 
-# The Attention operator came with opset 23 (ONNX Runtime >= 1.23).
+# The Attention operator came with opset 23 (ONNX Runtime >= 1.23.1, OpenVINO >= 2026.3).
 ATTENTION_OPSET = 23
 _BY_COUNT = CountedCosts(3e6)
 

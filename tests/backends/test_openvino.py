@@ -40,3 +40,14 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelFileError, match="no such ONNX model"):
         openvino.load(tmp_path / "none.onnx")
+
+
+def test_a_version_that_computes_attention_wrongly_is_refused(tmp_path):
+    operator = exported("channel", tmp_path, target="cpu")
+    plain = exported("heads", tmp_path, target="generic")
+    for version in ("2025.4.1", "2026.1.0-21367-63e31528c62", "2026.2.1"):
+        found = openvino.too_old(operator, version)
+        assert "need OpenVINO 2026.3 or newer, and here is" in found
+        assert "--opset 17" in found
+        assert openvino.too_old(plain, version) == ""
+    assert openvino.too_old(operator, "2026.3.0") == ""

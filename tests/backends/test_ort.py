@@ -97,11 +97,11 @@ def test_a_provider_that_is_not_here_says_what_to_install(tmp_path):
         (
             23,
             "1.22.1",
-            "opset 23 needs ONNX Runtime 1.23.2 or newer, and here is 1.22.1: pip install -U onnxruntime, or",
+            "opset 23 needs ONNX Runtime 1.23.1 or newer, and here is 1.22.1: pip install -U onnxruntime, or",
         ),
         (23, "1.23.0", "or export it with --opset 17"),
         (17, "1.11.1", "opset 17 needs ONNX Runtime 1.12 or newer"),
-        (23, "1.23.2", ""),
+        (23, "1.23.1", ""),
         (17, "1.15.1", ""),
         (23, "1.32.0+cu13", ""),
     ],
