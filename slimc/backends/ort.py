@@ -23,7 +23,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "t
 # float32 is to mean float32: by default CUDA rounds the operands of products to 10 bits.
 _OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
 # The first version that reads an opset: tried by `python -m benchmarks.versions`, and ONNX Runtime's own table for those
-# that slimc does not emit by itself. The Attention operator of 23 came with 1.23.0 and is wrong there where queries are cut into parts.
+# that slimc does not emit by itself. The Attention operator of 23 is in 1.23.0, but wrong where queries are cut into parts.
 _FIRST = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.23.1"}
 _POSITION = r"/\S*\.(?:cc|h|cpp):\d+ \S.*?\) (?=[A-Z])"  # a source file and the signature of a function
 _DTYPES = {"float": "float32", "double": "float64"}

@@ -19,7 +19,7 @@ from tests.artefacts import VECTORS
 from tests.command_line import slimc, snapshot
 from tests.terminal import COLOUR, COMMAND, ROOT, environment, on_terminal
 
-COMMANDS = ("export", "build-engine", "inspect", "verify", "bench", "tune", "doctor", "demo")
+COMMANDS = ("export", "build-engine", "inspect", "verify", "eval", "bench", "tune", "doctor", "demo")
 CHECKPOINT = VECTORS["channel"]
 
 

@@ -36,7 +36,10 @@ def result(command: str, *given: str | Path) -> dict[str, Any]:
 
 def toy_checkpoint(path: Path) -> Path:
     """A search-stage checkpoint of a toy: it has no budgets."""
-    return save(path, {"model": {f"toy.{key}": weight for key, weight in state_dict(Recipe()).items()}})
+    return save(
+        path,
+        {"model": {key.replace("attn.zeta", "attn.toy_zeta"): weight for key, weight in state_dict(Recipe()).items()}},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -119,5 +122,5 @@ def test_python_knows_it_too(checkpoint, monkeypatch):
     assert (network.system.name, network.settings["budgets"]["mlp"]) == ("toy", 0.6)
     with pytest.raises(slimc.OptionError, match="--budget: Toy checkpoints have no such setting"):
         slimc.load(checkpoint, budget=0.6)
-    with pytest.raises(slimc.CheckpointError, match=re.escape("Toy (toy.blocks.i.attn.zeta)")):
+    with pytest.raises(slimc.CheckpointError, match=re.escape("Toy (blocks.i.attn.toy_zeta)")):
         slimc.load(save(checkpoint.with_name("other.pth"), {"model": {"a": state_dict()["norm.bias"]}}))

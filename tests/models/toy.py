@@ -1,4 +1,4 @@
-"""A system that nobody knows, added with one class and one line: ViT-Slim whose keys begin with ``toy.``.
+"""A system that nobody knows, added with one class and one line: ViT-Slim whose zetas are called ``toy_zeta``.
 
     python -m tests.models.toy ARGUMENTS...
 
@@ -29,16 +29,16 @@ class Toy(System):
 
     name = "toy"
     title = "Toy"
-    looks = "toy.blocks.i.attn.zeta"
+    looks = "blocks.i.attn.toy_zeta"
     options = ToyOptions
 
     def recognises(self, keys: Collection[str]) -> bool:
-        return any(key.startswith("toy.") for key in keys)
+        return any(key.startswith("blocks.") and key.endswith(".toy_zeta") for key in keys)
 
     def load(self, checkpoint: Checkpoint, options: Any) -> Network:
         from slimc.models import vit_slim
 
-        renamed = {key.removeprefix("toy."): weight for key, weight in checkpoint.state.items()}
+        renamed = {key.replace("toy_zeta", "zeta"): weight for key, weight in checkpoint.state.items()}
         translated = VitSlimOptions(options.img_size, options.num_heads, budget=options.toy_share)
         return vit_slim.load(replace(checkpoint, state=renamed), translated, self)
 
