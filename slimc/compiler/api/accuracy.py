@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from slimc.compiler.variants import BenchOptions
 from slimc.emit.precision import Precision
 from slimc.evaluate.accuracy import AccuracyReport
 from slimc.evaluate.progress import Progress, silent
+from slimc.files.output import scratch
 
 
 def accuracy(
@@ -70,5 +70,5 @@ def accuracy(
     )
     paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
     labels = LabelOptions(Path(data), None if class_map is None else Path(class_map), limit)
-    with tempfile.TemporaryDirectory(prefix="slimc-") as directory:
-        return evaluate(paths, labels, how, Path(directory), progress)
+    with scratch() as directory:
+        return evaluate(paths, labels, how, directory, progress)
