@@ -53,10 +53,8 @@ def check_measured(options: CompileOptions, said: str | None) -> None:
     """Refuse measured costs, which the option `said` asks for, where nothing is chosen by them; none: nothing asks.
 
     Raises:
-        OptionError: opset or precision leave no attention operator that they were measured of, or no heads are packed.
+        OptionError: opset or precision leave no attention operator that they were measured of.
     """
-    if said == "--threads" and options.variant != "slim":
-        raise OptionError(f"--threads: decides how heads are packed, which no pass does with --{options.variant}")
     if said is None or not options.target.tuned or options.effective_target.tuned:
         return
     cause = f"--opset {options.opset}" if options.precision == "fp32" else f"--precision {options.precision}"

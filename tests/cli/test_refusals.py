@@ -38,8 +38,6 @@ EXPORT = [
     (("v.pth", "--target", "cpu", "--threads", "2", "--opset", "17"), f"--threads: --opset 17 {NO_OPERATOR}"),
     (("v.pth", "--target", "cpu", "--threads", "2", "--fp16"), f"--threads: --precision fp16 {NO_OPERATOR}"),
     (("v.pth", "--target", "cpu", "--tuning", "one.json", "--bf16"), f"--tuning: --precision bf16 {NO_OPERATOR}"),
-    (("v.pth", "--target", "cpu", "--threads", "2", "--dense"), "--threads: decides how heads are packed"),
-    (("v.pth", "--target", "cpu", "--threads", "2", "--masked"), "--threads: decides how heads are packed"),
     (("v.pth", "--tuning", "one.json"), "--tuning: its costs are those of CPUs; generic has none"),
     (("v.pth", "--target", "sm89", "--tuning", "one.json"), "--tuning: its costs are those of CPUs; sm89 has none"),
     (("v.pth", "--target", "cpu", "--tuning", "m.reference.npz"), "--tuning: m.reference.npz is no file that slimc tune"),

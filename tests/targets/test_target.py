@@ -84,3 +84,10 @@ def test_a_tuning_that_is_none_is_one_line(command, checkpoint, tmp_path):
 def test_the_generic_target_is_what_a_target_is_by_default():
     assert find_target("generic") == Target("generic") == CompileOptions().target
     assert Target("generic").max_heads == 1
+
+
+@pytest.mark.parametrize("form", ["--dense", "--masked"])
+def test_baselines_take_the_options_of_the_model_that_they_are_compared_with(checkpoint, tmp_path, form):
+    out = tmp_path / "m.onnx"
+    assert slimc("export", checkpoint, "-o", out, "--target", "cpu", "--threads", "1", form, "--quiet").code == 0
+    assert read_metadata(out).target == "cpu"
