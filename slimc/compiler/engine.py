@@ -26,6 +26,7 @@ from slimc.errors import MismatchError, MissingError, OptionError
 from slimc.evaluate.compare import Choices, compare_with, not_written
 from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Progress, silent
+from slimc.files.digest import sha256
 from slimc.files.metadata import preprocessing_json, read_metadata
 from slimc.files.output import check_output, replacing, scratch
 from slimc.files.reference import read_reference, reference_path
@@ -150,9 +151,9 @@ def build_engine(model: Path, output: Path, options: EngineOptions, *, progress:
         targets=targets,
         precision=precision,
         variant=metadata.variant,
-        source_sha256=_sha256(model.read_bytes()),
+        source_sha256=sha256(model),
         checkpoint_sha256=metadata.source_sha256,
-        plan_sha256=_sha256(plan.data),
+        plan_sha256=hashlib.sha256(plan.data).hexdigest(),
         plan_bytes=len(plan.data),
         inputs=plan.inputs,
         outputs=plan.outputs,
@@ -253,10 +254,6 @@ def _check(artefact: Path, reference: Path, precision: str, output: Path) -> tup
             f"spread on input {found.worst_input}, more than {found.tolerance:.0e}{hint}"
         )
     return found, agreement
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def build_from_network(

@@ -144,7 +144,9 @@ def _checked_images(data: Path | None, progress: Progress) -> list[Path]:
     Raises:
         OptionError: there are none, or some cannot be read, all of which are named.
     """
-    files = image_files(data) if data is not None else []
+    if data is None:
+        return []
+    files = image_files(data)
     with progress(f"checking {len(files)} images") as advance:
         check_images(files, advance)
     return files

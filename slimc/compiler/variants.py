@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,34 @@ class BenchOptions:
     precision: Precision | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
     ema: bool | None = None
+
+
+def bench_options(
+    backend: str | Sequence[str],
+    threads: int | None,
+    batch_size: int | Sequence[int] | None,
+    target: str | None,
+    tuning: str | Path | None,
+    precision: Precision | None,
+    model_options: Mapping[str, Any],
+    ema: bool | None,
+) -> BenchOptions:
+    """The options, from one or several of what may be several."""
+    return BenchOptions(
+        backends=(backend,) if isinstance(backend, str) else tuple(backend),
+        threads=threads,
+        batch_sizes=() if batch_size is None else (batch_size,) if isinstance(batch_size, int) else tuple(batch_size),
+        target=target,
+        tuning=None if tuning is None else Path(tuning),
+        precision=precision,
+        model_options=model_options,
+        ema=ema,
+    )
+
+
+def listed_paths(sources: str | Path | Iterable[str | Path]) -> list[Path]:
+    """One path or several as a list."""
+    return [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
 
 
 def subjects(paths: Sequence[Path], options: BenchOptions, directory: Path, progress: Progress) -> list[Subject]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slimc.compiler.accuracy import LabelOptions, evaluate
-from slimc.compiler.variants import BenchOptions
+from slimc.compiler.variants import bench_options, listed_paths
 from slimc.emit.precision import Precision
 from slimc.evaluate.accuracy import AccuracyReport
 from slimc.evaluate.progress import Progress, silent
@@ -58,17 +58,8 @@ def accuracy(
         >>> int(report.networks[0].scores.right.sum()), report.networks[0].scores.images
         (348, 360)
     """
-    how = BenchOptions(
-        backends=(backend,) if isinstance(backend, str) else tuple(backend),
-        threads=threads,
-        batch_sizes=() if batch_size is None else (batch_size,),
-        target=target,
-        tuning=None if tuning is None else Path(tuning),
-        precision=precision,
-        model_options=options,
-        ema=ema,
-    )
-    paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
+    how = bench_options(backend, threads, batch_size, target, tuning, precision, options, ema)
+    paths = listed_paths(sources)
     labels = LabelOptions(Path(data), None if class_map is None else Path(class_map), limit)
     with scratch() as directory:
         return evaluate(paths, labels, how, directory, progress)

@@ -9,7 +9,7 @@ from typing import Any
 from slimc.compiler.engine import EngineOptions, EngineReport, build_from_network, check_engine
 from slimc.compiler.engine import build_engine as build_from_model
 from slimc.compiler.load import load_network, refuse_loading
-from slimc.compiler.variants import BenchOptions, subjects
+from slimc.compiler.variants import bench_options, listed_paths, subjects
 from slimc.compiler.verify import Against, Verdict, verify_artefact
 from slimc.emit.precision import Precision
 from slimc.errors import OptionError
@@ -161,17 +161,8 @@ def bench(
         ['dense', 'masked', 'slim']
     """
     check_seconds(seconds)
-    how = BenchOptions(
-        backends=(backend,) if isinstance(backend, str) else tuple(backend),
-        threads=threads,
-        batch_sizes=() if batch_size is None else (batch_size,) if isinstance(batch_size, int) else tuple(batch_size),
-        target=target,
-        tuning=None if tuning is None else Path(tuning),
-        precision=precision,
-        model_options=options,
-        ema=ema,
-    )
-    paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
+    how = bench_options(backend, threads, batch_size, target, tuning, precision, options, ema)
+    paths = listed_paths(sources)
     with scratch() as directory:
         found = subjects(paths, how, directory, progress)
         return measure(found, seconds, progress=progress)
