@@ -133,7 +133,9 @@ def split_heads(qkv: Linear, output: FloatArray, heads: int, masks: FloatArray |
     def mask(head: int) -> FloatArray | None:
         return None if masks is None else masks[head]
 
-    return tuple(Head(part(0, h), part(1, h), part(2, h), columns[:, h], mask(h)) for h in range(heads))
+    return tuple(
+        Head(part(0, h), part(1, h), part(2, h), columns[:, h], mask(h), value_mask=mask(h)) for h in range(heads)
+    )
 
 
 def _text(shape: tuple[int, ...]) -> str:

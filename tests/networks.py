@@ -128,7 +128,8 @@ def _masked(
     blocks = []
     for block, (first, second) in zip(network.blocks, tokens, strict=True):
         attention, mlp = branches(block)
-        heads = tuple(replace(head, mask=draw(masks(geometry.head_dim))) for head in attention.heads)
+        drawn = [draw(masks(geometry.head_dim)) for _ in attention.heads]
+        heads = tuple(replace(head, mask=m, value_mask=m) for head, m in zip(attention.heads, drawn, strict=True))
         blocks.append(
             replace(
                 block,

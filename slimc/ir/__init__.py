@@ -1,21 +1,26 @@
 """The intermediate representation: what a network is, and what it means."""
 
 from slimc.ir.arrays import arrays, map_arrays, to_float64
+from slimc.ir.layers import (
+    Activation,
+    BoolArray,
+    FloatArray,
+    IndexArray,
+    LayerNorm,
+    Linear,
+    Norm,
+    RmsNorm,
+    Rotation,
+)
 from slimc.ir.nodes import (
     Attention,
     BatchNorm,
     Block,
-    BoolArray,
-    Classifier,
     Constant,
     Convolution,
     Embedding,
-    FloatArray,
     Gates,
     Head,
-    IndexArray,
-    LayerNorm,
-    Linear,
     Mlp,
     Model,
     PatchEmbed,
@@ -25,9 +30,12 @@ from slimc.ir.nodes import (
     TokenGate,
     TokenScorer,
 )
+from slimc.ir.readout import LOGITS, Classifier, LatentHead, LatentPool, Output, Pool
 from slimc.ir.rows import BlockRows, block_rows, embedded_rows, key_rows, live_rows, selected_rows
 
 __all__ = [
+    "LOGITS",
+    "Activation",
     "Attention",
     "BatchNorm",
     "Block",
@@ -41,12 +49,19 @@ __all__ = [
     "Gates",
     "Head",
     "IndexArray",
+    "LatentHead",
+    "LatentPool",
     "LayerNorm",
     "Linear",
     "Mlp",
     "Model",
+    "Norm",
+    "Output",
     "PatchEmbed",
     "Performer",
+    "Pool",
+    "RmsNorm",
+    "Rotation",
     "SelectTokens",
     "SoftSplit",
     "TokenGate",

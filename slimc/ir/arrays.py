@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from slimc.ir.nodes import FloatArray, Model
+from slimc.ir.layers import FloatArray
+from slimc.ir.nodes import Model
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimc.ir.nodes import BoolArray, FloatArray, IndexArray
+from slimc.ir.layers import BoolArray, FloatArray, IndexArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,39 +12,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.floating[Any]]
-IndexArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """y = x weight^T + bias, with weight [out, in] and bias [out] or none."""
-
-    weight: FloatArray
-    bias: FloatArray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class LayerNorm:
-    """Normalisation over the last axis: weight [C], bias [C], eps added to the variance."""
-
-    weight: FloatArray
-    bias: FloatArray
-    eps: float
+from slimc.ir.layers import Activation, FloatArray, IndexArray, LayerNorm, Linear, Norm, Rotation
+from slimc.ir.readout import LOGITS, Classifier, Output
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
     """One attention head: q, k = n Wq^T, n Wk^T [N, d_qk]; v = n Wv^T [N, d_v]; its share of the output is (a v) output^T.
 
-    `mask` [d] multiplies q, k and v channel by channel (d_qk = d_v = d then); none means one. `output` is [C, d_v].
-    `gate` is the decision of the block's `Gates.heads` that the head obeys; none means that it is always on.
+    `mask` [d_qk] multiplies q and k channel by channel, `value_mask` [d_v] multiplies v; none means one. `output` is
+    [C, d_v]. `rotation` turns q and k by the positions of their rows, last of all. `gate` is the decision of the block's
+    `Gates.heads` that the head obeys; none means that it is always on.
     """
 
     query: Linear
@@ -53,11 +33,17 @@ class Head:
     output: FloatArray
     mask: FloatArray | None = None
     gate: int | None = None
+    value_mask: FloatArray | None = None
+    rotation: Rotation | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Attention:
     """The attention branch: residual_scale * (sum over heads of softmax(q k^T scale) v output^T + output_bias).
+
+    `query_norm` and `key_norm` [d_qk] normalise q and k of every head before they are turned. `output_norm` [sum of d_v]
+    normalises what the heads mix, side by side, before their `output`; the values' masks multiply its result once more.
+    `layer_scale` [C] multiplies the branch channel by channel.
 
     The heads read n = norm(x). `token_mask` [N] multiplies the rows of n. `rows` is what such a mask becomes once it is
     removed: the rows of the stream that attention sees. The others are no keys, and as queries they count as zero rows
@@ -68,7 +54,7 @@ class Attention:
     means that the emitter may take the runs as it finds them.
     """
 
-    norm: LayerNorm
+    norm: Norm
     heads: tuple[Head, ...]
     output_bias: FloatArray | None
     scale: float
@@ -77,11 +63,18 @@ class Attention:
     ghosts: int = 0
     groups: tuple[int, ...] | None = None
     residual_scale: float = 1.0
+    layer_scale: FloatArray | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    output_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Mlp:
-    """The FFN branch: residual_scale * down(gelu(up(n)) * mask), with the exact (erf) GELU and n = norm(x).
+    """The FFN branch: residual_scale * down(h * mask) with h = activation(up(n)) and n = norm(x).
+
+    With a `gate`, h = activation(gate(n)) * up(n) (arXiv 2002.05202). `inner_norm` [F] normalises h * mask, whose result
+    the mask multiplies once more. `layer_scale` [C] multiplies the branch channel by channel.
 
     `mask` is [F]. `token_mask` [N] multiplies the rows of n; `rows` is what it becomes once it is removed: the rows that
     are computed. The others count as zero rows of n. `inputs` are the channels of n that `up` reads; none means all.
@@ -90,7 +83,7 @@ class Mlp:
     `Gates.heads` that multiply what `up` reads, and what `down` reads; -1 is always one, and none means all -1.
     """
 
-    norm: LayerNorm
+    norm: Norm
     up: Linear
     down: Linear
     mask: FloatArray | None = None
@@ -100,6 +93,10 @@ class Mlp:
     inputs: IndexArray | None = None
     input_gates: IndexArray | None = None
     unit_gates: IndexArray | None = None
+    activation: Activation = "gelu"
+    gate: Linear | None = None
+    inner_norm: Norm | None = None
+    layer_scale: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +261,8 @@ class Embedding:
     """The stream's first rows: prefix tokens [P, C], then the patches; position embeddings are added to both.
 
     `prefix_position` is [P, C], `patch_position` [number of patches, C]; none means zero. `stem` are stages that
-    the image passes before it is cut into patches.
+    the image passes before it is cut into patches. `patch_norm` normalises the patches before positions are added, `norm`
+    all rows after that.
     """
 
     patch: PatchEmbed
@@ -272,6 +270,8 @@ class Embedding:
     prefix_position: FloatArray | None
     patch_position: FloatArray | None
     stem: tuple[Convolution | SoftSplit, ...] = ()
+    patch_norm: Norm | None = None
+    norm: Norm | None = None
 
     @property
     def channels(self) -> int:
@@ -286,39 +286,25 @@ class Embedding:
 
 
 @dataclass(frozen=True, eq=False)
-class Classifier:
-    """logits = scale * sum over i of heads[i](norm(x)[rows[i]]) + max over the patch rows of auxiliary(norm(x)).
-
-    `pre_logits` (a linear layer, then tanh) stands before the heads where there is one; `auxiliary` reads the norm. Its
-    maximum is class by class.
-    """
-
-    norm: LayerNorm
-    rows: tuple[int, ...]
-    heads: tuple[Linear, ...]
-    pre_logits: Linear | None = None
-    scale: float = 1.0
-    auxiliary: Linear | None = None
-
-
-@dataclass(frozen=True, eq=False)
 class Model:
-    """A network from images [B, channels, height, width] to logits [B, classes]; `image` is (height, width) in pixels."""
+    """A network from images [B, channels, height, width] to `outputs`; `image` is (height, width) in pixels."""
 
     image: tuple[int, int]
     embedding: Embedding
     blocks: tuple[Block, ...]
     classifier: Classifier
+    outputs: tuple[Output, ...] = (LOGITS,)
 
     @property
     def dim(self) -> int:
         """Width C of the residual stream."""
-        return int(self.embedding.prefix.shape[1])
+        return int(self.embedding.patch.weight.shape[0])
 
     @property
     def classes(self) -> int:
-        """Number of logits."""
-        return int(self.classifier.heads[0].weight.shape[0])
+        """Number of logits; 0 where there are none."""
+        heads = self.classifier.heads
+        return int(heads[0].weight.shape[0]) if heads else 0
 
     @property
     def grid(self) -> tuple[int, int]:

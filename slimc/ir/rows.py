@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimc.ir.nodes import Attention, Block, IndexArray, Model, SelectTokens
+from slimc.ir.layers import IndexArray
+from slimc.ir.nodes import Attention, Block, Model, SelectTokens
 
 
 @dataclass(frozen=True)

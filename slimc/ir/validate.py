@@ -6,11 +6,17 @@ The pipeline validates after every pass, so that a defect is named where it aris
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import numpy as np
 
 from slimc import ir
 from slimc.errors import ValidationError
+from slimc.ir.validate_parts import check_indices as _indices
+from slimc.ir.validate_parts import check_linear as _linear
+from slimc.ir.validate_parts import check_norm as _norm
+from slimc.ir.validate_parts import check_shape as _shape
+from slimc.ir.validate_readout import check_classifier, check_outputs
 
 
 def validate(model: ir.Model) -> None:
@@ -20,11 +26,15 @@ def validate(model: ir.Model) -> None:
         ValidationError: it contradicts itself; the message names the node.
     """
     _embedding(model)
+    selected = False
     for block, rows in zip(model.blocks, ir.block_rows(model), strict=True):
         _select(f"{block.name}.select", block.select, model, rows.before)
         _indices(f"{block.name}.live", block.live, rows.entering)
+        selected = selected or block.select is not None
         if isinstance(block.attention, ir.Attention):
             _attention(f"{block.name}.attn", block.attention, model.dim, rows.entering)
+            if selected and any(head.rotation is not None for head in block.attention.heads):
+                raise ValidationError(f"{block.name}.attn: turns rows by their positions, which a selection chose")
         elif isinstance(block.attention, ir.Constant):
             _shape(f"{block.name}.attn", block.attention.vector, (model.dim,))
         if isinstance(block.mlp, ir.Mlp):
@@ -32,7 +42,8 @@ def validate(model: ir.Model) -> None:
         elif isinstance(block.mlp, ir.Constant):
             _shape(f"{block.name}.mlp", block.mlp.vector, (model.dim,))
         _gates(block, model.dim)
-    _classifier(model)
+    check_classifier(model)
+    check_outputs(model)
     if len({array.dtype for array in ir.arrays(model)}) > 1:
         raise ValidationError("model: its arrays have more than one floating-point type")
 
@@ -52,6 +63,9 @@ def _embedding(model: ir.Model) -> None:
     _shape("embedding.prefix_position", embedding.prefix_position, (model.prefix, model.dim))
     patches = ir.embedded_rows(model) - model.prefix
     _shape("embedding.patch_position", embedding.patch_position, (patches, model.dim))
+    _shape("embedding.prefix", embedding.prefix, (model.prefix, model.dim))
+    _norm("embedding.patch_norm", embedding.patch_norm, model.dim)
+    _norm("embedding.norm", embedding.norm, model.dim)
 
 
 def _stem(stem: tuple[ir.Convolution | ir.SoftSplit, ...], channels: int) -> int:
@@ -101,9 +115,17 @@ def _attention(name: str, attention: ir.Attention, dim: int, rows: int) -> None:
         _linear(f"{name}.heads[{i}].key", head.key, d_qk, dim)
         _linear(f"{name}.heads[{i}].value", head.value, d_v, dim)
         _shape(f"{name}.heads[{i}].output", head.output, (dim, d_v))
-        if head.mask is not None and d_qk != d_v:
-            raise ValidationError(f"{name}.heads[{i}]: a masked head needs d_qk = d_v, not {d_qk} and {d_v}")
         _shape(f"{name}.heads[{i}].mask", head.mask, (d_qk,))
+        _shape(f"{name}.heads[{i}].value_mask", head.value_mask, (d_v,))
+        if head.rotation is not None:
+            if d_qk % 2:
+                raise ValidationError(f"{name}.heads[{i}].rotation: {d_qk} channels do not make pairs")
+            for part in ("cos", "sin"):
+                _shape(f"{name}.heads[{i}].rotation.{part}", getattr(head.rotation, part), (rows, d_qk // 2))
+        for field, norm in (("query_norm", attention.query_norm), ("key_norm", attention.key_norm)):
+            _norm(f"{name}.{field}", norm, d_qk)
+    _norm(f"{name}.output_norm", attention.output_norm, sum(len(head.value.weight) for head in attention.heads))
+    _shape(f"{name}.layer_scale", attention.layer_scale, (dim,))
     _shape(f"{name}.output_bias", attention.output_bias, (dim,))
     _shape(f"{name}.token_mask", attention.token_mask, (rows,))
     _indices(f"{name}.rows", attention.rows, rows)
@@ -132,6 +154,12 @@ def _mlp(name: str, mlp: ir.Mlp, dim: int, rows: int) -> None:
     _indices(f"{name}.inputs", mlp.inputs, dim)
     _linear(f"{name}.up", mlp.up, width, dim if mlp.inputs is None else len(mlp.inputs))
     _linear(f"{name}.down", mlp.down, dim, width)
+    if mlp.gate is not None:
+        _linear(f"{name}.gate", mlp.gate, *mlp.up.weight.shape)
+    if mlp.activation not in get_args(ir.Activation):
+        raise ValidationError(f"{name}.activation: {mlp.activation!r} is unknown")
+    _norm(f"{name}.inner_norm", mlp.inner_norm, width)
+    _shape(f"{name}.layer_scale", mlp.layer_scale, (dim,))
     _shape(f"{name}.mask", mlp.mask, (width,))
     _shape(f"{name}.token_mask", mlp.token_mask, (rows,))
     _indices(f"{name}.rows", mlp.rows, rows)
@@ -166,9 +194,9 @@ def _gates(block: ir.Block, dim: int) -> None:
         raise ValidationError(f"{name}: a block decides about tokens for each image or for all of them, not both")
 
 
-def _same_norm(first: ir.LayerNorm, second: ir.LayerNorm) -> bool:
-    pairs = ((first.weight, second.weight), (first.bias, second.bias))
-    return first.eps == second.eps and all(np.array_equal(a, b) for a, b in pairs)
+def _same_norm(first: ir.Norm, second: ir.Norm) -> bool:
+    same = type(first) is type(second) and first.eps == second.eps
+    return same and all(np.array_equal(a, b) for a, b in zip(ir.arrays(first), ir.arrays(second), strict=True))
 
 
 def _gate_numbers(block: ir.Block, count: int) -> None:
@@ -197,47 +225,3 @@ def _performer(name: str, performer: ir.Performer, into: int) -> int:
     for part, out, columns in (("output", width, width), ("up", hidden, width), ("down", width, hidden)):
         _linear(f"{name}.{part}", getattr(performer, part), out, columns)
     return width
-
-
-def _classifier(model: ir.Model) -> None:
-    classifier, dim = model.classifier, model.dim
-    _norm("classifier.norm", classifier.norm, dim)
-    rows = ir.block_rows(model)[-1].leaving if model.blocks else ir.embedded_rows(model)
-    if len(classifier.rows) != len(classifier.heads) or not all(0 <= row < rows for row in classifier.rows):
-        raise ValidationError(
-            f"classifier.rows: {classifier.rows} do not fit {rows} rows and {len(classifier.heads)} heads"
-        )
-    features = dim
-    if classifier.pre_logits is not None:
-        features = classifier.pre_logits.weight.shape[0]
-        _linear("classifier.pre_logits", classifier.pre_logits, features, dim)
-    for head in classifier.heads:
-        _linear("classifier.heads", head, model.classes, features)
-    if classifier.auxiliary is not None:
-        _linear("classifier.auxiliary", classifier.auxiliary, model.classes, dim)
-        if rows <= model.prefix:
-            raise ValidationError(f"classifier.auxiliary: no patch row among {rows}")
-
-
-def _norm(name: str, norm: ir.LayerNorm, dim: int) -> None:
-    _shape(f"{name}.weight", norm.weight, (dim,))
-    _shape(f"{name}.bias", norm.bias, (dim,))
-
-
-def _linear(name: str, linear: ir.Linear, out: int, into: int) -> None:
-    _shape(f"{name}.weight", linear.weight, (out, into))
-    _shape(f"{name}.bias", linear.bias, (out,))
-
-
-def _shape(name: str, array: ir.FloatArray | None, shape: tuple[int, ...]) -> None:
-    if array is not None and array.shape != shape:
-        raise ValidationError(f"{name}: shape {array.shape}, expected {shape}")
-
-
-def _indices(name: str, indices: ir.IndexArray | None, size: int) -> None:
-    if indices is None:
-        return
-    if indices.ndim != 1 or (len(indices) and not (indices.min() >= 0 and indices.max() < size)):
-        raise ValidationError(f"{name}: indices outside the {size} rows there are")
-    if len(np.unique(indices)) != len(indices):
-        raise ValidationError(f"{name}: an index stands twice")

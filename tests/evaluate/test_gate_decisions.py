@@ -12,7 +12,8 @@ from slimc.errors import MismatchError, ModelFileError
 from slimc.evaluate.gate_decisions import compare_decided
 from slimc.files.reference import Reference, read_reference, write_reference
 from slimc.ir.interpret.gates import decide
-from slimc.ir.interpret.model import classify, interpret, run_block, start
+from slimc.ir.interpret.model import interpret, run_block, start
+from slimc.ir.interpret.readout import classify
 from slimc.targets.target import find_target
 from tests.gated import VECTORS, images_for, observe, random_adaptive, vector
 

@@ -7,7 +7,8 @@ import pytest
 
 from slimc import ir
 from slimc.ir.interpret.linear import gelu
-from slimc.ir.interpret.model import attend, interpret
+from slimc.ir.interpret.attention import attend
+from slimc.ir.interpret.model import interpret
 from tests.networks import Geometry, branches, dense_network, images_for
 
 GEOMETRY = Geometry(1, 2, 3, 6, 4, (2, 2), (2, 2), 1, 3, qkv_bias=True, pre_logits=False, residual_scale=1.0)

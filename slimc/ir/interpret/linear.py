@@ -7,17 +7,24 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from slimc.ir import FloatArray, LayerNorm, Linear, Mlp
+from slimc.ir import Activation, FloatArray, Linear, Mlp, Norm, RmsNorm
 
 Float64 = npt.NDArray[np.float64]
 _ERF = np.frompyfunc(math.erf, 1, 1)
 
 
-def normalise(norm: LayerNorm, x: Float64) -> Float64:
-    """LayerNorm over the last axis."""
-    centred = x - x.mean(-1, keepdims=True)
-    variance = np.square(centred).mean(-1, keepdims=True)
-    scaled: Float64 = centred / np.sqrt(variance + norm.eps) * norm.weight.astype(np.float64)
+def normalise(norm: Norm | None, x: Float64) -> Float64:
+    """`norm` over the last axis; `x` itself where there is none."""
+    if norm is None:
+        return x
+    if isinstance(norm, RmsNorm):
+        scaled: Float64 = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + norm.eps) * norm.weight.astype(np.float64)
+        return scaled
+    channels = x.shape[-1] + norm.ghosts
+    mean = x.sum(-1, keepdims=True) / channels
+    centred = x - mean
+    variance = (np.square(centred).sum(-1, keepdims=True) + norm.ghosts * np.square(mean)) / channels
+    scaled = centred / np.sqrt(variance + norm.eps) * norm.weight.astype(np.float64)
     return scaled + norm.bias
 
 
@@ -33,9 +40,34 @@ def gelu(x: Float64) -> Float64:
     return x * 0.5 * (1.0 + erf)
 
 
+def activate(kind: Activation, x: Float64) -> Float64:
+    """An activation, as `slimc.ir.Activation` defines them."""
+    if kind == "gelu":
+        return gelu(x)
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    if kind == "relu":
+        return np.maximum(x, 0.0)
+    rate = 1.702 if kind == "quick_gelu" else 1.0
+    return x * np.exp(-np.logaddexp(0.0, -rate * x))
+
+
+def hidden_units(mlp: Mlp, n: Float64) -> Float64:
+    """The hidden units [..., F] of an FFN that reads `n`, as `down` reads them, without what an image decides."""
+    up = apply(mlp.up, n)
+    hidden = activate(mlp.activation, up) if mlp.gate is None else activate(mlp.activation, apply(mlp.gate, n)) * up
+    mask = 1.0 if mlp.mask is None else mlp.mask.astype(np.float64)
+    hidden = hidden * mask
+    return hidden if mlp.inner_norm is None else normalise(mlp.inner_norm, hidden) * mask
+
+
 def zero_row_output(mlp: Mlp) -> FloatArray:
     """What the FFN adds to a row that it does not compute [C]: its output for a zero normalised row."""
-    hidden = gelu(apply(mlp.up, np.zeros((1, mlp.up.weight.shape[1]))))
-    if mlp.mask is not None:
-        hidden = hidden * mlp.mask
-    return np.asarray(apply(mlp.down, hidden)[0] * mlp.residual_scale, mlp.down.weight.dtype)
+    hidden = hidden_units(mlp, np.zeros((1, mlp.up.weight.shape[1])))
+    added = apply(mlp.down, hidden)[0] * branch_scale(mlp.residual_scale, mlp.layer_scale)
+    return np.asarray(added, mlp.down.weight.dtype)
+
+
+def branch_scale(residual: float, layer: FloatArray | None) -> Float64 | float:
+    """What multiplies a branch: a number, or one for each channel [C]."""
+    return residual if layer is None else residual * layer.astype(np.float64)
