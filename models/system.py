@@ -113,6 +113,8 @@ class Network:
         details: further facts, for reports.
         preprocessing: how images become its input.
         trace: runs what `pytorch` built for "masked" on images [B, 3, height, width], and tells what it chose.
+        read: runs what `pytorch` built on such images, and gives the outputs of these names (`slimc.ir.Output.name`); none
+            where there are logits only.
         warnings: what a user should know about how the checkpoint was understood.
     """
 
@@ -126,6 +128,7 @@ class Network:
     preprocessing: Preprocessing
     details: Mapping[str, Any] = field(default_factory=dict)
     trace: Callable[[torch.nn.Module, torch.Tensor], Trace] = run_plainly
+    read: Callable[[torch.nn.Module, torch.Tensor, tuple[str, ...]], Mapping[str, torch.Tensor]] | None = None
     warnings: tuple[str, ...] = ()
 
     @property

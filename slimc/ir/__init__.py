@@ -30,6 +30,7 @@ from slimc.ir.nodes import (
     TokenGate,
     TokenScorer,
 )
+from slimc.ir.outputs import choose_outputs, describe_outputs
 from slimc.ir.readout import LOGITS, Classifier, LatentHead, LatentPool, Output, Pool
 from slimc.ir.rows import BlockRows, block_rows, embedded_rows, key_rows, live_rows, selected_rows
 
@@ -68,6 +69,8 @@ __all__ = [
     "TokenScorer",
     "arrays",
     "block_rows",
+    "choose_outputs",
+    "describe_outputs",
     "embedded_rows",
     "key_rows",
     "live_rows",
