@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.artefacts import VECTORS
 from tests.checkpoints import State, arguments, save, small_checkpoint, state_dict
 from tests.command_line import assert_refused, slimc
 
@@ -96,6 +97,15 @@ class TestBadInput:
         match = "searched.pth: a search-stage checkpoint, without budgets; give --budget B, or --budget-attn"
         assert_refused("export", path, "-o", tmp_path / "m.onnx", match=match, directory=tmp_path)
         assert slimc("export", path, "-o", tmp_path / "m.onnx", "--budget", "0.7", "--quiet").code == 0
+
+    def test_the_dense_network_needs_no_budget(self, tmp_path):
+        path = save(tmp_path / "searched.pth", {"model": state_dict(), "epoch": 3})
+        assert slimc("export", path, "-o", tmp_path / "m.onnx", "--dense", "--quiet").code == 0
+        deit = ["--num-heads", "4", "--pruning-loc", "3,6,9"]
+        content = torch.load(VECTORS["deit"], weights_only=False)
+        unsaid = save(tmp_path / "deit.pth", {"model": content["model"]})
+        assert_refused("export", unsaid, "-o", tmp_path / "d.onnx", *deit, match="no keep rate", directory=tmp_path)
+        assert slimc("export", unsaid, "-o", tmp_path / "d.onnx", "--dense", *deit, "--quiet").code == 0
 
     @pytest.mark.parametrize(
         ("options", "match"),

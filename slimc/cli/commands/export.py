@@ -18,7 +18,8 @@ HELP = """Compile a searched checkpoint into a small, exact, static-shape ONNX m
 
 Writes MODEL.onnx and MODEL.reference.npz (inputs with the PyTorch network's outputs) after comparing the two networks."""
 EXAMPLE = "Example: slimc export checkpoint.pth -o small.onnx --batch-size 1 --target cpu"
-
+# What says how much of a network is kept, of which the dense one has everything.
+_KEEPING = ("budget", "budget_attn", "budget_mlp", "budget_patch", "keep_rate", "keep_ratios")
 
 _Output = Annotated[
     Path | None,
@@ -59,9 +60,13 @@ def command(
     """Compile CKPT."""
     import slimc
     from slimc.errors import OptionError
+    from slimc.models.options import flag
 
     if dense and masked:
         raise OptionError("--dense and --masked: give one of them, or neither for the slim network")
+    for name in _KEEPING if dense else ():
+        if name in given.options:
+            raise OptionError(f"{flag(name)}: --dense keeps everything; leave one of them out")
     out = printing.output()
     report = slimc.export(
         checkpoint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from slimc.compiler.export import ExportReport, check_export, export_network
 from slimc.compiler.load import load_network, refuse_loading
 from slimc.compiler.options import CompileOptions, check_measured
 from slimc.emit.precision import Precision
-from slimc.errors import OptionError
+from slimc.errors import BudgetError, OptionError
 from slimc.evaluate.progress import Progress, Stopwatch, silent
 from slimc.models.system import Network, Variant
 from slimc.targets.target import Target, find_target
+
+# One of these, at 1, keeps everything.
+_ALL = ("budget", "keep_rate")
 
 
 def load(checkpoint: str | Path, *, ema: bool | None = None, **options: Any) -> Network:  # noqa: ANN401
@@ -139,12 +143,28 @@ def export(
     if isinstance(network, (str, Path)):
         check_export(Path(network), Path(output), how, verify=verify, check_passes=check_passes)
         with watch.stage("load", f"reading {Path(network).name}"):
-            network = load(network, ema=ema, **options)
+            network = _load_dense(network, ema, options) if variant == "dense" else load(network, ema=ema, **options)
     else:
         refuse_loading(network, options, ema)
     return export_network(
         network, Path(output), how, verify=verify, check_passes=check_passes, watch=watch, progress=progress
     )
+
+
+def _load_dense(checkpoint: str | Path, ema: bool | None, options: Mapping[str, Any]) -> Network:
+    """`load`, for the network that keeps everything: where nothing says what to keep, that is all there is."""
+    try:
+        return load(checkpoint, ema=ema, **options)
+    except BudgetError as missing:
+        for name in _ALL:
+            try:
+                return load(checkpoint, ema=ema, **{**options, name: 1.0})
+            except OptionError as error:  # of another system
+                if "no such setting" not in str(error):
+                    raise
+            except BudgetError:  # what is said already cannot be used
+                break
+        raise missing from None
 
 
 def _compile_options(
