@@ -4,8 +4,9 @@
 
 The branch before a constant adds its bias to every row that the constant reaches, computed or not (a row outside the
 FFN's row set gets down(gelu(up.bias)), which contains the bias as well). Where no branch stands before, the constant goes
-into the embedding: prefix tokens and patch positions. A selection ends the way, as its scorer reads the stream: there
-the constant stays an attention branch. Exact; a later reader of the stream sees the same sum.
+into the embedding: prefix tokens and patch positions. Whoever reads the stream ends the way: the scorer of a selection, an
+output behind the block before, a norm of the embedding. There the constant stays an attention branch. Exact; a later reader
+of the stream sees the same sum.
 
 Refuses a residual scale other than 1 on the branch before (FoldScales), and a block with gates before a constant.
 """
@@ -32,12 +33,13 @@ class FoldConstants:
         blocks: list[Block] = []
         pending: FloatArray | None = None
         # From the last block to the first: a constant travels until it meets a branch with a bias.
-        for block in reversed(model.blocks):
+        read = {output.block for output in model.outputs} | ({-1} if model.embedding.norm is not None else set())
+        for i, block in reversed(list(enumerate(model.blocks))):
             if block.gates is not None and pending is not None:
                 raise PassError("FoldConstants", f"{block.name} has gates, behind which a constant cannot go")
             mlp, pending = _absorb_mlp(block.mlp, pending)
             attention, pending = _absorb_attention(block.attention, pending)
-            if block.select is not None and pending is not None:
+            if (block.select is not None or i - 1 in read) and pending is not None:
                 blocks.append(_stop(block, pending, mlp))
                 pending = None
             elif attention is block.attention and mlp is block.mlp:
@@ -62,7 +64,7 @@ def _absorb_mlp(branch: Mlp | Constant | None, pending: FloatArray | None) -> tu
         return None, _sum(branch.vector, pending)
     if branch is None or pending is None:
         return branch, pending
-    _require_unit_scale(branch.residual_scale)
+    _require_unit_scale(branch)
     return replace(branch, down=Linear(branch.down.weight, _sum(pending, branch.down.bias))), None
 
 
@@ -73,7 +75,7 @@ def _absorb_attention(
         return None, _sum(branch.vector, pending)
     if branch is None or pending is None:
         return branch, pending
-    _require_unit_scale(branch.residual_scale)
+    _require_unit_scale(branch)
     return replace(branch, output_bias=_sum(pending, branch.output_bias)), None
 
 
@@ -90,6 +92,6 @@ def _sum(first: FloatArray, second: FloatArray | None) -> FloatArray:
     return first if second is None else first + second
 
 
-def _require_unit_scale(scale: float) -> None:
-    if scale != 1.0:
-        raise PassError("FoldConstants", f"a branch has the residual scale {scale}", "run FoldScales first")
+def _require_unit_scale(branch: Attention | Mlp) -> None:
+    if branch.residual_scale != 1.0 or branch.layer_scale is not None:
+        raise PassError("FoldConstants", "a branch has a scale", "run FoldScales first")

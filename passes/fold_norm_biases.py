@@ -12,7 +12,8 @@ Result  norm (1 but 0 at k, 0 but 1 at k); linear layers without biases, of the 
 
 Exact. A product without a bias need not spread one over its rows first. k is the channel whose columns are shortest: the
 least is added to the others. Left as they are: branches with biases nowhere, and those to which some rows are zero rows of
-n (masked or absent rows, ghosts), which this form cannot say; branches whose channels gates choose.
+n (masked or absent rows, ghosts), which this form cannot say; branches whose channels gates choose; and branches behind an
+RMSNorm, whose rows sum to anything.
 """
 
 from __future__ import annotations
@@ -39,13 +40,18 @@ class FoldNormBiases:
 
 def _attention(attention: Attention) -> Attention:
     linears = [linear for head in attention.heads for linear in (head.query, head.key, head.value)]
-    masked = attention.token_mask is not None or any(head.mask is not None for head in attention.heads)
+    masked = attention.token_mask is not None or any(
+        head.mask is not None or head.value_mask is not None for head in attention.heads
+    )
     if masked or attention.rows is not None or attention.ghosts or not _biased(linears):
         return attention
-    norm, channel = _free_channel(attention.norm, linears)
+    before = attention.norm
+    if not isinstance(before, LayerNorm):
+        return attention
+    norm, channel = _free_channel(before, linears)
 
     def fold(linear: Linear) -> Linear:
-        return _fold(linear, attention.norm, channel)
+        return _fold(linear, before, channel)
 
     heads = tuple(_map(head, fold) for head in attention.heads)
     return replace(attention, norm=norm, heads=heads)
@@ -56,10 +62,15 @@ def _map(head: Head, fold: Callable[[Linear], Linear]) -> Head:
 
 
 def _mlp(mlp: Mlp) -> Mlp:
-    if mlp.token_mask is not None or mlp.rows is not None or mlp.inputs is not None or not _biased([mlp.up]):
+    linears = [mlp.up] if mlp.gate is None else [mlp.up, mlp.gate]
+    before = mlp.norm
+    if mlp.token_mask is not None or mlp.rows is not None or mlp.inputs is not None or not _biased(linears):
         return mlp
-    norm, channel = _free_channel(mlp.norm, [mlp.up])
-    return replace(mlp, norm=norm, up=_fold(mlp.up, mlp.norm, channel))
+    if not isinstance(before, LayerNorm):
+        return mlp
+    norm, channel = _free_channel(before, linears)
+    gate = None if mlp.gate is None else _fold(mlp.gate, before, channel)
+    return replace(mlp, norm=norm, up=_fold(mlp.up, before, channel), gate=gate)
 
 
 def _biased(linears: Sequence[Linear]) -> bool:

@@ -4,13 +4,14 @@
                  sum_h a_h Wo^T + bo  =  [sum_h a_h, 1] [Wo, bo]^T          value row 0, value bias 1, output column bo
     FFN          gelu(8) = 8 (1 + erf(8 / sqrt 2)) / 2 = 8 to 1 part in 10^15, so a hidden unit may be 8 in every row:
                  gelu(u) W2^T + b2    =  [gelu(u), 8] [W2, b2 / 8]^T        up row 0, up bias 8, down column b2 / 8
+                 (other activations reach this precision at 32 or 64; of a gated FFN the gate is that, and up is 1)
 
 Given   a branch with an output bias, which a product adds, and then a sum with the residual stream
 Result  a branch without: a product that adds the residual stream instead, one pass over memory less; one channel more
 
 The channel joins the narrowest head. Exact: ghosts have the value bias too. Left as they are: branches of blocks with gates,
-which may be switched off; attention without query biases, whose first product would only now add a bias; and attention
-that the target computes without values.
+which may be switched off; attention without query biases, whose first product would only now add a bias; attention that
+the target computes without values; and branches with a norm in front of their last product.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.ir import Attention, Block, FloatArray, Head, Linear, Mlp, Model
+from slimc.ir import Activation, Attention, Block, FloatArray, Head, Linear, Mlp, Model
 from slimc.passes.rewrite import with_blocks
 from slimc.targets.plan import BlockPlan, plan_model
 from slimc.targets.target import Target
 
-_UNIT = 8.0
+# Where each activation is the identity to one part in 10^15; powers of two, by which dividing is exact.
+_UNITS: dict[Activation, float] = {"gelu": 8.0, "gelu_tanh": 8.0, "quick_gelu": 32.0, "silu": 64.0, "relu": 8.0}
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,13 @@ def _block(block: Block, plan: BlockPlan) -> Block:
 
 def _attention(attention: Attention) -> Attention:
     bias, heads = attention.output_bias, attention.heads
-    masked = any(head.mask is not None for head in heads)
-    if bias is None or masked or not any(head.query.bias is not None for head in heads):
+    masked = any(head.mask is not None or head.value_mask is not None for head in heads)
+    if (
+        bias is None
+        or masked
+        or attention.output_norm is not None
+        or not any(head.query.bias is not None for head in heads)
+    ):
         return attention
     narrowest = min(range(len(heads)), key=lambda i: len(heads[i].value.weight))
     changed = tuple(_with_constant(head, bias) if i == narrowest else head for i, head in enumerate(heads))
@@ -68,11 +75,14 @@ def _with_constant(head: Head, bias: FloatArray) -> Head:
 
 
 def _mlp(mlp: Mlp) -> Mlp:
-    if mlp.down.bias is None or mlp.mask is not None:
+    if mlp.down.bias is None or mlp.mask is not None or mlp.inner_norm is not None:
         return mlp
-    column = (mlp.down.bias / _UNIT).astype(mlp.down.weight.dtype)[:, None]
+    unit = _UNITS[mlp.activation]
+    column = (mlp.down.bias / unit).astype(mlp.down.weight.dtype)[:, None]
     down = Linear(np.concatenate([mlp.down.weight, column], axis=1))
-    return replace(mlp, up=_with_row(mlp.up, _UNIT), down=down)
+    if mlp.gate is None:
+        return replace(mlp, up=_with_row(mlp.up, unit), down=down)
+    return replace(mlp, up=_with_row(mlp.up, 1.0), gate=_with_row(mlp.gate, unit), down=down)
 
 
 def _with_row(linear: Linear, constant: float) -> Linear:

@@ -1,10 +1,10 @@
 """Order the patches by how long they live, so that every cut of the stream takes a prefix.
 
 A transformer block treats the rows of its stream alike: permuting the patches permutes the rows and changes no logit, as
-long as position embeddings, row sets and masks are permuted with them. Ordered by falling lifetime (ties keep the grid's
-order), the rows that leave any block are the first ones of those that entered: the emitter's gathers become slices, which
-cost next to nothing. Exact; prefix tokens stay in front. Where rows are selected by the image, every patch lives until
-then and no row is a fixed patch after it: nothing to order.
+long as position embeddings, rotations, row sets, masks and readers are permuted with them. Ordered by falling lifetime
+(ties keep the grid's order), the rows that leave any block are the first ones of those that entered: the emitter's gathers
+become slices, which cost next to nothing. Exact; prefix tokens stay in front. Where rows are selected by the image, every
+patch lives until then and no row is a fixed patch after it: nothing to order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from slimc.ir import Attention, Embedding, IndexArray, Mlp, Model, embedded_rows, live_rows
+from slimc.ir import Attention, Embedding, IndexArray, Mlp, Model, Rotation, embedded_rows, live_rows
+from slimc.passes.rewrite import map_rotations, renumber_reads
 
 Branch = TypeVar("Branch", Attention, Mlp)
 
@@ -49,6 +50,7 @@ def _reorder(model: Model, order: IndexArray) -> Model:
     """`model` with embedded row i holding what row order[i] held; every later stream keeps its rows in that order too."""
     embedding = _embedding(model.embedding, order[model.prefix :] - model.prefix)
     new_order, blocks = order, []
+    after: list[IndexArray] = []
     for block in model.blocks:
         count = len(new_order)
         position = np.empty(count, np.int64)
@@ -59,16 +61,20 @@ def _reorder(model: Model, order: IndexArray) -> Model:
         leaving_order = np.argsort(position[live], kind="stable")
         attention, mlp = block.attention, block.mlp
         if isinstance(attention, Attention):
-            attention = _permuted(attention, position, new_order)
+            attention = _turned(_permuted(attention, position, new_order), new_order)
         if isinstance(mlp, Mlp):
             leaving = np.argsort(leaving_order)
             mlp = _permuted(mlp, leaving, leaving_order)
         whole = len(new_live) == count
         blocks.append(replace(block, attention=attention, mlp=mlp, live=None if whole else new_live))
         new_order = leaving_order
-    final = np.argsort(new_order)
-    rows = tuple(int(final[row]) for row in model.classifier.rows)
-    return replace(model, embedding=embedding, blocks=tuple(blocks), classifier=replace(model.classifier, rows=rows))
+        after.append(np.argsort(new_order))
+    model = renumber_reads(model, after, np.argsort(new_order))
+    return replace(model, embedding=embedding, blocks=tuple(blocks))
+
+
+def _turned(attention: Attention, order: IndexArray) -> Attention:
+    return map_rotations(attention, lambda rotation: Rotation(rotation.cos[order], rotation.sin[order]))
 
 
 def _permuted(branch: Branch, position: IndexArray, order: IndexArray) -> Branch:

@@ -12,6 +12,9 @@ in small operations. The partition of the sorted heads that costs least is found
 
 with width(j) the widest head of the group, rounded as the target asks, and costs as in `slimc.targets.costs`. Exact;
 deterministic (ties take fewer groups).
+
+Where heads turn their queries and keys, channel c pairs with c + d / 2, and zeros join both halves. Where these have a norm,
+they have one width and are not padded. A norm over all heads' outputs goes with its channels and does not count padding.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.ir import Attention, FloatArray, Head, Linear, Model, map_arrays
+from slimc.ir import Attention, FloatArray, Head, Linear, Model, Norm, Rotation, map_arrays
+from slimc.passes.norms import place_channels
 from slimc.passes.rewrite import with_blocks
 from slimc.targets.costs import Work
 from slimc.targets.plan import head_width, plan_model
@@ -54,15 +58,27 @@ class PackHeads:
 
 
 def _pack(attention: Attention, target: Target, work: Work) -> Attention:
-    heads = sorted(attention.heads, key=head_width, reverse=True)
+    order = sorted(range(len(attention.heads)), key=lambda i: head_width(attention.heads[i]), reverse=True)
+    heads = [attention.heads[i] for i in order]
     if heads:
-        nothing = map_arrays(heads[-1], np.zeros_like)
+        nothing = replace(map_arrays(heads[-1], np.zeros_like), rotation=heads[-1].rotation)
         heads += [nothing] * (target.min_heads - len(heads))
     sizes = partition([head_width(head) for head in heads], target, work)
     packed: list[Head] = []
     for size in sizes:
-        packed.extend(_padded(heads[len(packed) : len(packed) + size], target))
-    return replace(attention, heads=tuple(packed), groups=sizes)
+        packed.extend(_padded(heads[len(packed) : len(packed) + size], target, attention))
+    norm = attention.output_norm
+    if norm is not None:
+        norm = _placed(norm, attention.heads, order, packed)
+    return replace(attention, heads=tuple(packed), groups=sizes, output_norm=norm)
+
+
+def _placed(norm: Norm, heads: Sequence[Head], order: Sequence[int], packed: Sequence[Head]) -> Norm | None:
+    """The norm over the outputs of `heads`, where `packed[j]` begins with the channels of head `order[j]`."""
+    starts = np.cumsum([0, *(len(head.value.weight) for head in packed)])
+    position = {head: j for j, head in enumerate(order)}
+    places = [starts[position[i]] + np.arange(len(head.value.weight)) for i, head in enumerate(heads)]
+    return place_channels(norm, np.concatenate(places), int(starts[-1]))
 
 
 def partition(widths: Sequence[int], target: Target, work: Work) -> tuple[int, ...]:
@@ -88,19 +104,27 @@ def rounded(width: int, target: Target) -> int:
     return max(target.min_width, -(-width // target.width_multiple) * target.width_multiple)
 
 
-def _padded(group: list[Head], target: Target) -> list[Head]:
+def _padded(group: list[Head], target: Target, attention: Attention) -> list[Head]:
     """`group` with one width for queries and keys and one for values; a target that stacks them wants them alike."""
     d_qk, d_v = (rounded(max(len(getattr(h, part).weight) for h in group), target) for part in ("query", "value"))
     if target.stacked_groups:
         d_qk = d_v = max(d_qk, d_v)
+    if any(head.rotation is not None for head in group):
+        d_qk += d_qk % 2
+    if attention.query_norm is not None or attention.key_norm is not None:
+        d_qk = len(group[0].query.weight)
     return [_pad(head, d_qk, d_v) for head in group]
 
 
 def _pad(head: Head, d_qk: int, d_v: int) -> Head:
-    query, key, value = _pad_rows(head.query, d_qk), _pad_rows(head.key, d_qk), _pad_rows(head.value, d_v)
     missing = d_v - head.output.shape[1]
     output = head.output if missing == 0 else np.pad(head.output, ((0, 0), (0, missing)))
-    return replace(head, query=query, key=key, value=value, output=output)
+    head = replace(head, value=_pad_rows(head.value, d_v), output=output)
+    if head.rotation is None:
+        return replace(head, query=_pad_rows(head.query, d_qk), key=_pad_rows(head.key, d_qk))
+    more = ((0, 0), (0, d_qk // 2 - head.rotation.cos.shape[1]))
+    rotation = Rotation(np.pad(head.rotation.cos, more, constant_values=1), np.pad(head.rotation.sin, more))
+    return replace(head, query=_pad_halves(head.query, d_qk), key=_pad_halves(head.key, d_qk), rotation=rotation)
 
 
 def _pad_rows(linear: Linear, width: int) -> Linear:
@@ -109,3 +133,14 @@ def _pad_rows(linear: Linear, width: int) -> Linear:
         return linear
     bias: FloatArray | None = None if linear.bias is None else np.pad(linear.bias, (0, missing))
     return Linear(np.pad(linear.weight, ((0, missing), (0, 0))), bias)
+
+
+def _pad_halves(linear: Linear, width: int) -> Linear:
+    """`linear` with zeros behind both halves of its outputs."""
+    out, into = linear.weight.shape
+    more = (width - out) // 2
+    if more == 0:
+        return linear
+    weight = np.pad(linear.weight.reshape(2, out // 2, into), ((0, 0), (0, more), (0, 0))).reshape(width, into)
+    bias = None if linear.bias is None else np.pad(linear.bias.reshape(2, -1), ((0, 0), (0, more))).ravel()
+    return Linear(weight, bias)

@@ -1,7 +1,7 @@
 """Remove rows of the stream that nobody reads: backward liveness over token positions.
 
 A row is needed after a block if the next block's attention sees it (as a key), if it is needed after that block, or if
-the classifier reads it. Going backwards from the classifier,
+something reads it there: the classifier, a pool, or an output of the model. Going backwards from the last readers,
 
     needed before block l  =  needed after block l  united with  the rows that attention l sees
 
@@ -9,8 +9,8 @@ A row needed before the attention of block l but not after it is a key there and
 0 does not need is never embedded: its patch is dropped before the patch embedding. Which rows a selection keeps is not
 known here, so it needs every row that enters it; an auxiliary head reads every patch.
 
-Exact: no value that reaches the classifier changes. In the last block only the classifier's rows keep a query, an output
-projection and an FFN. Refuses nothing; token masks count as sight of every row.
+Exact: no value that reaches an output changes. In the last block only rows that are read keep a query, an output
+projection and an FFN. The tables of a rotation follow the rows. Refuses nothing; token masks count as sight of every row.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from slimc.ir import (
     IndexArray,
     Mlp,
     Model,
+    Rotation,
     block_rows,
     embedded_rows,
     key_rows,
     live_rows,
 )
+from slimc.passes.rewrite import map_rotations, renumber_reads
 
 Branch = TypeVar("Branch", Attention, Mlp)
 
@@ -45,17 +47,32 @@ class RemoveDeadTokens:
     def __call__(self, model: Model) -> Model:
         """`model` without dead rows; the same object where every row is read."""
         rows = block_rows(model)
-        needed = np.zeros(rows[-1].leaving if rows else embedded_rows(model), bool)
-        needed[list(model.classifier.rows)] = True
-        if model.classifier.auxiliary is not None:
-            needed[model.prefix :] = True
-        after = [needed]
-        for block, count in zip(reversed(model.blocks), reversed(rows), strict=True):
+        after = [_read_last(model, rows[-1].leaving if rows else embedded_rows(model))]
+        for i, block, count in zip(range(len(rows) - 1, -1, -1), reversed(model.blocks), reversed(rows), strict=True):
+            for output in model.outputs:
+                if output.block == i:
+                    after[-1][output.rows] = True
             after.append(_needed_before(block, after[-1], count))
         after.reverse()
         if all(mask.all() for mask in after):
             return model
         return _cut(model, after)
+
+
+def _read_last(model: Model, rows: int) -> BoolArray:
+    """Which of the last `rows` rows are read."""
+    needed, classifier = np.zeros(rows, bool), model.classifier
+    kinds = {output.kind for output in model.outputs}
+    if kinds & {"logits", "features"}:
+        needed[list(classifier.rows)] = True
+        if classifier.pool is not None:
+            needed[classifier.pool.rows] = True
+    if "logits" in kinds and classifier.auxiliary is not None:
+        needed[model.prefix :] = True
+    for output in model.outputs:
+        if output.kind == "tokens":
+            needed[output.rows] = True
+    return needed
 
 
 def _needed_before(block: Block, needed_after: BoolArray, rows: BlockRows) -> BoolArray:
@@ -77,15 +94,19 @@ def _cut(model: Model, needed: list[BoolArray]) -> Model:
         live = live_rows(block, len(before))[after]
         attention, mlp = block.attention, block.mlp
         if isinstance(attention, Attention):
-            attention = _restrict(attention, before)
+            attention = _turn(_restrict(attention, before), before)
         if isinstance(mlp, Mlp):
             mlp = _restrict(mlp, after)
         renumbered = _renumber(live, before)
         identity = len(renumbered) == before.sum() and (renumbered == np.arange(len(renumbered))).all()
         blocks.append(replace(block, attention=attention, mlp=mlp, live=None if identity else renumbered))
-    read = tuple(int(row) for row in _renumber(np.array(model.classifier.rows, np.int64), needed[-1]))
-    classifier = replace(model.classifier, rows=read)
-    return replace(model, embedding=_embedding(model, needed[0]), blocks=tuple(blocks), classifier=classifier)
+    model = renumber_reads(model, [np.cumsum(mask) - 1 for mask in needed[1:]], np.cumsum(needed[-1]) - 1)
+    return replace(model, embedding=_embedding(model, needed[0]), blocks=tuple(blocks))
+
+
+def _turn(attention: Attention, kept: BoolArray) -> Attention:
+    """The attention with its rotations over the rows that are kept."""
+    return map_rotations(attention, lambda rotation: Rotation(rotation.cos[kept], rotation.sin[kept]))
 
 
 def _restrict(branch: Branch, kept: BoolArray) -> Branch:

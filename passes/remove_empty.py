@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.ir import Attention, Block, Constant, FloatArray, Mlp, Model
+from slimc.ir import Attention, Block, Constant, Mlp, Model
+from slimc.ir.interpret.attention import attend
 from slimc.ir.interpret.linear import zero_row_output
 from slimc.passes.rewrite import AttentionBranch, MlpBranch, map_branches, with_blocks
 
@@ -36,30 +37,21 @@ class RemoveEmptyBranches:
 def _attention(attention: Attention) -> AttentionBranch:
     heads = tuple(head for head in attention.heads if head.value.weight.shape[0] > 0)
     if not heads or (attention.rows is not None and len(attention.rows) == 0):
-        return _constant(_output_of_ghosts(attention), attention.norm.weight, attention.residual_scale)
+        return _output_of_ghosts(attention)
     return attention if len(heads) == len(attention.heads) else replace(attention, heads=heads)
 
 
-def _output_of_ghosts(attention: Attention) -> FloatArray | None:
-    """What attention gives where every value is the value bias."""
-    total = attention.output_bias
-    for head in attention.heads:
-        if head.value.bias is not None:
-            carried = head.output @ (head.value.bias if head.mask is None else head.value.bias * head.mask)
-            total = carried if total is None else total + carried
-    return total
+def _output_of_ghosts(attention: Attention) -> Constant:
+    """What attention adds where every value is the value bias: to one row, which sees a ghost and nothing else."""
+    heads = tuple(replace(head, rotation=None) for head in attention.heads)
+    alone = replace(attention, heads=heads, token_mask=None, rows=np.zeros(0, np.int64), ghosts=1)
+    dim = attention.norm.weight.shape[0]
+    return Constant(np.asarray(attend(alone, np.zeros((1, 1, dim)))[0, 0], attention.norm.weight.dtype))
 
 
 def _mlp(mlp: Mlp) -> MlpBranch:
-    if mlp.up.weight.shape[0] == 0:
-        return _constant(mlp.down.bias, mlp.norm.weight, mlp.residual_scale)
-    if mlp.rows is not None and len(mlp.rows) == 0:
-        return _constant(zero_row_output(mlp), mlp.norm.weight, 1.0)
-    return mlp
-
-
-def _constant(bias: FloatArray | None, like: FloatArray, scale: float) -> Constant | None:
-    return None if bias is None else Constant(np.asarray(bias * scale, like.dtype))
+    no_row = mlp.rows is not None and len(mlp.rows) == 0
+    return Constant(zero_row_output(mlp)) if no_row or mlp.up.weight.shape[0] == 0 else mlp
 
 
 def _without_zeros(block: Block) -> Block:

@@ -3,8 +3,9 @@
 Given   mask f in {0, 1}^F  and  y = (gelu(n W1^T + b1) * f) W2^T + b2
 Result  the same y from F' = sum(f) channels:  W1 [F', C], b1 [F'], W2 [C, F'], b2 unchanged, no mask
 
-Exact: where f_u = 0, hidden unit u meets column u of W2 as zero. An FFN may lose every channel; b2 is then all it adds, and
-RemoveEmptyBranches makes it a constant.
+Exact: where f_u = 0, hidden unit u meets column u of W2 as zero. Of a gated FFN a unit is a row of both its first layers.
+Where a norm stands before W2, the unit enters it as zero and it goes on counting it (`slimc.passes.norms`). An FFN may lose
+every channel; b2 is then all it adds, and RemoveEmptyBranches makes it a constant.
 
 Refuses a mask that is not binary: such a mask is a scale, and FoldScales takes it.
 """
@@ -16,8 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimc.errors import PassError
-from slimc.ir import Linear, Mlp, Model
-from slimc.passes.rewrite import map_branches
+from slimc.ir import IndexArray, LatentPool, Linear, Mlp, Model
+from slimc.passes.norms import keep_channels
+from slimc.passes.rewrite import map_branches, map_pool
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,12 @@ class RemoveMaskedHidden:
 
     def __call__(self, model: Model) -> Model:
         """`model` without FFN masks; the same object where no FFN has one."""
-        return map_branches(model, mlp=_slim)
+        return map_pool(map_branches(model, mlp=_slim), _slim_pool)
+
+
+def _slim_pool(pool: LatentPool) -> LatentPool:
+    mlp = None if pool.mlp is None else _slim(pool.mlp)
+    return pool if mlp is pool.mlp else replace(pool, mlp=mlp)
 
 
 def _slim(mlp: Mlp) -> Mlp:
@@ -35,6 +42,11 @@ def _slim(mlp: Mlp) -> Mlp:
     if not np.isin(mlp.mask, (0, 1)).all():
         raise PassError("RemoveMaskedHidden", "an FFN mask is not binary", "run FoldScales first")
     kept = np.flatnonzero(mlp.mask)
-    up = Linear(mlp.up.weight[kept], None if mlp.up.bias is None else mlp.up.bias[kept])
     down = Linear(mlp.down.weight[:, kept], mlp.down.bias)
-    return replace(mlp, up=up, down=down, mask=None)
+    gate = None if mlp.gate is None else _rows(mlp.gate, kept)
+    norm = keep_channels(mlp.inner_norm, kept)
+    return replace(mlp, up=_rows(mlp.up, kept), down=down, mask=None, gate=gate, inner_norm=norm)
+
+
+def _rows(linear: Linear, kept: IndexArray) -> Linear:
+    return Linear(linear.weight[kept], None if linear.bias is None else linear.bias[kept])

@@ -13,7 +13,9 @@ Result  rows = the kept positions, ghosts + n (attention only), no mask
 The stream keeps all its rows here; RemoveDeadTokens drops those that nobody reads. A masked token that is still read
 later keeps its row: its query is the query bias, and its FFN adds a constant vector.
 
-Refuses a mask that is not binary.
+Keys that are turned by their positions (`ir.Rotation`) are alike only where they are zero: a zero row's key is its bias.
+
+Refuses a mask that is not binary, and one over turned keys with a bias.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import numpy as np
 
 from slimc.errors import PassError
 from slimc.ir import Attention, FloatArray, IndexArray, Mlp, Model
+from slimc.ir.interpret.attention import ghost_operands
 from slimc.passes.rewrite import map_branches
 
 
@@ -40,6 +43,9 @@ def _attention(attention: Attention) -> Attention:
     if attention.token_mask is None:
         return attention
     rows, gone = _kept(attention.token_mask)
+    turned = [head for head in attention.heads if head.rotation is not None]
+    if gone and any(ghost_operands(attention, head)[0].any() for head in turned):
+        raise PassError("RemoveMaskedPositions", "keys have a bias that is turned", "keep all patches of this network")
     return replace(attention, token_mask=None, rows=rows, ghosts=attention.ghosts + gone)
 
 

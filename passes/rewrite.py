@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from slimc.ir import Attention, Block, Constant, Mlp, Model
+from slimc.ir import Attention, Block, Constant, IndexArray, LatentPool, Mlp, Model, Rotation
 
 AttentionBranch = Attention | Constant | None
 MlpBranch = Mlp | Constant | None
@@ -45,3 +45,41 @@ def with_blocks(model: Model, blocks: tuple[Block, ...]) -> Model:
     if all(new is old for new, old in zip(blocks, model.blocks, strict=True)):
         return model
     return replace(model, blocks=blocks)
+
+
+def map_pool(model: Model, change: Callable[[LatentPool], LatentPool]) -> Model:
+    """`model` with its latent pool rewritten; the same object where it has none, or the pool stayed itself."""
+    pool = model.classifier.pool
+    if not isinstance(pool, LatentPool):
+        return model
+    changed = change(pool)
+    return model if changed is pool else replace(model, classifier=replace(model.classifier, pool=changed))
+
+
+def map_rotations(attention: Attention, change: Callable[[Rotation], Rotation]) -> Attention:
+    """`attention` with the rotations of its heads rewritten; heads that shared one go on sharing one."""
+    changed: dict[int, Rotation] = {}
+    heads = []
+    for head in attention.heads:
+        if head.rotation is not None:
+            if id(head.rotation) not in changed:
+                changed[id(head.rotation)] = change(head.rotation)
+            head = replace(head, rotation=changed[id(head.rotation)])  # noqa: PLW2901
+        heads.append(head)
+    return attention if not changed else replace(attention, heads=tuple(heads))
+
+
+def renumber_reads(model: Model, after: Sequence[IndexArray], last: IndexArray) -> Model:
+    """`model` whose outputs and classifier find row i of the stream at `after[block][i]`, or `last[i]` behind all blocks."""
+    classifier = model.classifier
+    pool = classifier.pool
+    if pool is not None:
+        pool = replace(pool, rows=last[pool.rows])
+    rows = tuple(int(last[row]) for row in classifier.rows)
+    outputs = tuple(
+        output
+        if output.rows is None
+        else replace(output, rows=(last if output.block is None else after[output.block])[output.rows])
+        for output in model.outputs
+    )
+    return replace(model, classifier=replace(classifier, rows=rows, pool=pool), outputs=outputs)

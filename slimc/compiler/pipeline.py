@@ -10,6 +10,7 @@ from slimc import ir
 from slimc.errors import PassError, ValidationError
 from slimc.ir.interpret.model import interpret
 from slimc.ir.validate import validate
+from slimc.passes.absorb_latents import AbsorbLatents
 from slimc.passes.drop_tokens import DropUnselectedTokens
 from slimc.passes.fold_batch_norm import FoldBatchNorm
 from slimc.passes.fold_biases import FoldBiases
@@ -44,6 +45,7 @@ def passes_for(target: Target, batch_size: int = 1) -> tuple[Pass, ...]:
         FoldScales(),
         # After the masks, which the biases stand behind.
         FoldBiases(),
+        AbsorbLatents(),
         RemoveMaskedPositions(),
         # After positions: a branch may have lost its last key. Before liveness: an empty attention reads no row.
         RemoveEmptyBranches(),

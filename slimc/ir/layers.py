@@ -35,7 +35,8 @@ class Linear:
 class LayerNorm:
     """Normalisation over the last axis: weight [C], bias [C], eps added to the variance.
 
-    `ghosts` are further channels that count in mean and variance; they are zero and were removed.
+    `ghosts` are further channels that count in mean and variance; they are zero and were removed. Of a negative number, so
+    many of the channels are zero and do not count: padding.
     """
 
     weight: FloatArray

@@ -15,8 +15,8 @@ def check_norm(name: str, norm: ir.Norm | None, dim: int) -> None:
     check_shape(f"{name}.weight", norm.weight, (dim,))
     if isinstance(norm, ir.LayerNorm):
         check_shape(f"{name}.bias", norm.bias, (dim,))
-        if norm.ghosts < 0:
-            raise ValidationError(f"{name}.ghosts: {norm.ghosts} is negative")
+        if norm.ghosts < 0 and dim + norm.ghosts < 1:
+            raise ValidationError(f"{name}.ghosts: {-norm.ghosts} of {dim} channels do not count")
 
 
 def check_linear(name: str, linear: ir.Linear, out: int, into: int) -> None:

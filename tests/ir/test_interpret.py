@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from slimc import ir
-from slimc.ir.interpret.linear import gelu
 from slimc.ir.interpret.attention import attend
+from slimc.ir.interpret.linear import gelu
 from slimc.ir.interpret.model import interpret
 from tests.networks import Geometry, branches, dense_network, images_for
 

@@ -77,9 +77,9 @@ BROKEN: dict[str, tuple[Callable[[], ir.Model], str]] = {
     "head query": (lambda: head(query=ir.Linear(np.ones((2, 6)))), r"blocks.1.attn.heads\[1\].key.weight: shape"),
     "head output": (lambda: head(output=np.ones((6, 2))), r"blocks.1.attn.heads\[1\].output: shape"),
     "head mask": (lambda: head(mask=np.ones(2)), r"blocks.1.attn.heads\[1\].mask: shape"),
-    "head mask over two widths": (
-        lambda: head(value=ir.Linear(np.ones((2, 6))), output=np.ones((6, 2)), mask=np.ones(3)),
-        "a masked head needs d_qk = d_v, not 3 and 2",
+    "head mask of another width": (
+        lambda: head(value=ir.Linear(np.ones((2, 6))), output=np.ones((6, 2)), value_mask=np.ones(3)),
+        r"heads\[1\].value_mask: shape \(3,\), expected \(2,\)",
     ),
     "ghosts negative": (lambda: attention(ghosts=-1), r"blocks.1.attn.ghosts: -1 is negative"),
     "no key at all": (lambda: attention(rows=indices()), "a softmax over no key"),

@@ -53,7 +53,7 @@ def test_the_interface_is_untouched_and_a_second_run_does_nothing(network):
     assert fold(folded) is folded
 
 
-def test_parts_that_are_missing_are_made():
+def test_an_output_bias_is_made_and_a_patch_bias_without_positions_stays():
     network = dense_network(SMALL, 0)
     attention, _ = branches(network.blocks[0])
     bare = replace(
@@ -62,7 +62,8 @@ def test_parts_that_are_missing_are_made():
         blocks=(replace(network.blocks[0], attention=replace(attention, output_bias=None)),),
     )
     folded = fold(bare)
-    assert folded.embedding.patch_position is not None
+    assert folded.embedding.patch_position is None
+    assert folded.embedding.patch.bias is not None
     assert branches(folded.blocks[0])[0].output_bias is not None
     assert_same_meaning(bare, folded)
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimc import ir
-from slimc.ir.interpret.linear import Float64
 from slimc.ir.interpret.embedding import embed
+from slimc.ir.interpret.linear import Float64
 from slimc.ir.interpret.model import run_block
 from slimc.ir.interpret.readout import classify
 from slimc.passes.fold_biases import FoldBiases
