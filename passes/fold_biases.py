@@ -77,14 +77,13 @@ def _without_value_bias(head: AnyHead) -> AnyHead:
 
 def _output_bias(heads: Sequence[Head] | Sequence[LatentHead], bias: FloatArray | None) -> FloatArray | None:
     """Bo + sum over heads of Wo bv, summed in float64."""
-    carried: list[FloatArray] = []
-    for head in heads:
-        if head.value.bias is not None:
-            carried.append(head.output.astype(np.float64) @ head.value.bias)
+    carried = [head.output.astype(np.float64) @ value for head in heads if (value := head.value.bias) is not None]
     if not carried:
         return bias
     total: FloatArray = np.sum(carried, axis=0)
-    return np.asarray(total if bias is None else total + bias, heads[0].output.dtype)
+    if bias is not None:
+        total = total + bias
+    return np.asarray(total, heads[0].output.dtype)
 
 
 def _embedding(embedding: Embedding) -> Embedding:
@@ -93,7 +92,7 @@ def _embedding(embedding: Embedding) -> Embedding:
         bias = None
     if bias is None and embedding.prefix_position is None:
         return embedding
-    if bias is not None:
+    if bias is not None and position is not None:
         position = position + bias
     prefix = embedding.prefix
     if embedding.prefix_position is not None:
