@@ -108,6 +108,14 @@ class ModelOptions:
         "Which weights, where the file has several: the names that lead to them, such as state_dict.student.",
         metavar="PATH",
     )
+    arch: str | None = option(
+        "timm's name of the network, such as vit_small_patch14_dinov2, where a file of plain weights does not say it.",
+        metavar="NAME",
+    )
+    model_kwargs: list[str] | None = option(  # noqa: RUF009 - it is `dataclasses.field`
+        "Further arguments of timm's for it, such as depth=6.", metavar="KEY=VALUE ..."
+    )
+    num_classes: int | None = option("0 leaves out its classifier. Default: what the weights have.")
     img_size: tuple[int, int] | None = option("Image height and width in pixels.", metavar="H W")
     num_heads: int | None = option("Heads of an attention, where the checkpoint cannot tell.")
     mean: tuple[float, float, float] | None = option(
@@ -123,6 +131,16 @@ class ModelOptions:
         "bicubic, bilinear, nearest, lanczos, box or hamming. Default: the file's, else bicubic.",
         parse=interpolation,
         metavar="NAME",
+    )
+
+
+@dataclass(frozen=True)
+class TimmOptions(ModelOptions):
+    """Options of plain vision transformers: the masks of a pruning method."""
+
+    masks: str | None = option(
+        "Masks by name (blocks.3.heads, .channels, .qk, .v, .hidden, patches), in a .npz or .safetensors file.",
+        metavar="FILE",
     )
 
 

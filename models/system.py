@@ -39,6 +39,8 @@ class System(ABC):
     """What a user may say about its checkpoints."""
     averaged: ClassVar[bool] = False
     """Whether its own evaluation takes the averaged (EMA) weights where a file has them."""
+    backbones: ClassVar[bool] = False
+    """Whether its networks may be any of timm's, which `ModelOptions.arch` names."""
     decides: ClassVar[bool] = False
     """Whether its networks decide for each image what runs, so that what an image costs depends on it."""
 
@@ -71,6 +73,10 @@ class System(ABC):
                 raise OptionError(
                     f"{flag(name)}: {self.title} checkpoints have no such setting; "
                     f"theirs are {', '.join(flag(each) for each in sorted(known))}"
+                )
+            if not self.backbones and name in ("arch", "model_kwargs", "num_classes"):
+                raise OptionError(
+                    f"{flag(name)}: the network of a {self.title} checkpoint follows from its weights; leave it out"
                 )
         return self.options(**values)
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from slimc.errors import CheckpointError
-from slimc.models.options import AdaVitOptions, DynamicVitOptions, VitSlimOptions
+from slimc.models.options import AdaVitOptions, DynamicVitOptions, TimmOptions, VitSlimOptions
 from slimc.models.system import Network, System
 
 if TYPE_CHECKING:
@@ -98,12 +98,38 @@ class AdaVit(System):
         return ("decided for each image", decided or "nothing"), ("weights", weights), *_compiled(details)
 
 
-SYSTEMS: tuple[System, ...] = (VitSlim(), DynamicVit(), AdaVit())
+class PlainVit(System):
+    """Plain vision transformers, timm's and Hugging Face's, with masks from anywhere or none."""
+
+    name = "plain_vit"
+    title = "Plain ViT"
+    looks = "blocks.i.attn and blocks.i.mlp, with --arch"
+    options = TimmOptions
+    backbones = True
+
+    def recognises(self, keys: Collection[str]) -> bool:
+        """Whether there are blocks with an attention."""
+        return any("blocks.0.attn." in key for key in keys)
+
+    def load(self, checkpoint: Checkpoint, options: Any) -> Network:  # noqa: ANN401
+        """See `slimc.models.timm_network`."""
+        from slimc.models import timm_files, timm_network
+
+        return timm_network.build(timm_files.from_checkpoint(checkpoint, options), options, self)
+
+    def facts(self, settings: Mapping[str, Any], details: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """The network's name."""
+        return ("architecture", str(settings["architecture"])), *_compiled(details)
+
+
+PLAIN = PlainVit()
+# In this order; what is recognised by one is not offered to those behind it.
+SYSTEMS: tuple[System, ...] = (VitSlim(), DynamicVit(), AdaVit(), PLAIN)
 
 
 def recognises(keys: Collection[str]) -> bool:
-    """Whether a state dict with these `keys` is of a system."""
-    return any(system.recognises(keys) for system in SYSTEMS)
+    """Whether a state dict with these `keys` is of a system that was searched: it is preferred to a plain one beside it."""
+    return any(system.recognises(keys) for system in SYSTEMS if system is not PLAIN)
 
 
 def recognise(checkpoint: Checkpoint) -> System:
@@ -117,11 +143,11 @@ def recognise(checkpoint: Checkpoint) -> System:
             return system
     from slimc.files.checkpoint import ACCEPTED
 
-    plain = any(key.endswith("attn.qkv.weight") for key in checkpoint.state)
-    kind = "a timm ViT without masks" if plain else "no network slimc knows"
     found = ", ".join(list(checkpoint.state)[:4])
     known = "; ".join(f"{system.title} ({system.looks})" for system in SYSTEMS)
-    raise CheckpointError(f"{checkpoint.path}: {kind} (keys {found}, ...); expected {ACCEPTED} of {known}")
+    raise CheckpointError(
+        f"{checkpoint.path}: no network slimc knows (keys {found}, ...); expected {ACCEPTED} of {known}"
+    )
 
 
 def find_system(name: str) -> System | None:

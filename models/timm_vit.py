@@ -149,6 +149,13 @@ def _rotations(
     return tuple(blocks), order
 
 
+def channel_order(module: Any) -> ir.IndexArray | None:  # noqa: ANN401
+    """The order in which `read_network` takes the channels of q and k of a head; none for their own."""
+    model_grid = module.patch_embed.grid_size
+    order = _rotations(module, 0, (int(model_grid[0]), int(model_grid[1])))[1]
+    return order if len(order) else None
+
+
 def _rotation(sin: ir.FloatArray, cos: ir.FloatArray, prefix: int) -> ir.Rotation:
     """The rotation of one head, from the tables of both halves of its channels; prefix rows are not turned."""
     half = sin.shape[1] // 2

@@ -1,23 +1,27 @@
-"""From a checkpoint file to a network that is understood."""
+"""From a checkpoint file, a folder or a module to a network that is understood."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slimc.errors import OptionError
+from slimc.errors import CheckpointError, OptionError
 from slimc.files.checkpoint import choose_weights, read_checkpoint
+from slimc.models.options import ModelOptions, said
 from slimc.models.system import Network
-from slimc.models.systems import recognise, recognises
+from slimc.models.systems import PLAIN, recognise, recognises
+
+if TYPE_CHECKING:
+    import torch
 
 
 def load_network(path: Path, options: Mapping[str, Any] | None = None, *, ema: bool | None = None) -> Network:
-    """Read the checkpoint at `path`, recognise its system and understand it.
+    """Read the checkpoint or folder at `path`, recognise its system and understand it.
 
     Args:
-        path: a zip or legacy torch file, or safetensors.
+        path: a zip or legacy torch file, or safetensors; or a folder with config.json and weights.
         options: what the system's options say (`slimc.models.options`), by name; those that are None were not given.
         ema: take the averaged weights; None leaves it to the system: AdaViT's released evaluation takes them where they
             are, the others never do.
@@ -25,14 +29,76 @@ def load_network(path: Path, options: Mapping[str, Any] | None = None, *, ema: b
     Raises:
         CheckpointError: the file is missing, damaged, holds something else or several networks, or is of no known system.
         BudgetError, OptionError: an option is missing, cannot be used, or is not one of the system.
-        MissingError: torch or safetensors is not on this machine.
+        MissingError: torch, safetensors or timm is not on this machine.
     """
     given = dict(options or {})
+    if path.is_dir():
+        return _load_folder(path, given, ema)
+    _refuse_hub_id(path)
     checkpoint = read_checkpoint(path, recognises, given.get("state_key"))
     system = recognise(checkpoint)
     checkpoint = choose_weights(checkpoint, ema, averaged=system.averaged)
     network = system.load(checkpoint, system.read_options(given))
-    return replace(network, warnings=(*checkpoint.warnings, *network.warnings))
+    network = replace(network, warnings=(*checkpoint.warnings, *network.warnings))
+    return _masked(network, given)
+
+
+def load_module(module: torch.nn.Module, options: Mapping[str, Any] | None = None) -> Network:
+    """Understand a network of timm's in memory.
+
+    Raises:
+        CheckpointError: part of it computes what slimc does not know.
+        OptionError: an option is not one of plain vision transformers, or says what the module says itself.
+    """
+    from slimc.models.timm_network import build, from_module
+
+    given = dict(options or {})
+    read = PLAIN.read_options(given)
+    _refuse(
+        read, ("arch", "model_kwargs", "num_classes", "img_size", "num_heads", "state_key"), "the module says itself"
+    )
+    return _masked(build(from_module(module), read, PLAIN), given)
+
+
+def _load_folder(folder: Path, given: Mapping[str, Any], ema: bool | None) -> Network:
+    from slimc.models.timm_files import from_folder
+    from slimc.models.timm_network import build
+
+    if ema is not None:
+        raise OptionError(f"{said({}, ema)[0]}: {folder} has one set of weights; leave it out")
+    read = PLAIN.read_options(given)
+    _refuse(read, ("state_key", "num_heads"), f"{folder} says itself")
+    return _masked(build(from_folder(folder, read), read, PLAIN), given)
+
+
+def _refuse(options: ModelOptions, names: tuple[str, ...], reason: str) -> None:
+    for option in said({name: getattr(options, name) for name in names}, None):
+        raise OptionError(f"{option}: {reason} what it is; leave it out")
+
+
+def _masked(network: Network, given: Mapping[str, Any]) -> Network:
+    """`network` under the masks of the file that an option names, if any."""
+    path = given.get("masks")
+    if path is None or network.system is not PLAIN:
+        return network
+    from slimc.models.timm_files import read_mask_file
+    from slimc.models.timm_network import mask_network
+
+    return mask_network(network, read_mask_file(Path(path)))
+
+
+def _refuse_hub_id(path: Path) -> None:
+    """Refuse the name of a network on a hub: nothing is downloaded.
+
+    Raises:
+        CheckpointError: there is no such file, and it looks like one.
+    """
+    text = path.as_posix()
+    if not path.exists() and not path.suffix and text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"{path}: no such file or folder; slimc downloads nothing: give a folder with config.json and model.safetensors "
+            "(huggingface-cli download, or timm's and transformers' save functions, make one)"
+        )
 
 
 def refuse_loading(network: Network, options: Mapping[str, Any], ema: bool | None) -> None:
