@@ -6,7 +6,7 @@ a benchmark can interleave several sessions and each back end measures in its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from slimc.errors import ModelFileError
 from slimc.files.images import Images
+from slimc.files.outputs import is_output
 from slimc.ir import FloatArray
 
 Array = npt.NDArray[Any]
@@ -74,44 +75,68 @@ def image_input(session: Session, source: str) -> TensorSpec:
         ModelFileError: the model has other inputs; the message names `source`.
     """
     if len(session.inputs) != 1 or len(session.inputs[0].shape) != 4:
-        found = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in session.inputs) or "none"
+        found = describe_specs(session.inputs)
         raise ModelFileError(f"{source}: expected one input of images [B, 3, height, width], found {found}")
     return session.inputs[0]
 
 
 def logits_output(session: Session, source: str) -> TensorSpec:
-    """The output ``logits`` [B, classes], or the only output.
+    """The output ``logits`` [B, classes], or the only output of a model that slimc did not write.
 
     Raises:
         ModelFileError: there is no such output; the message names `source`.
     """
-    chosen = [spec for spec in session.outputs if spec.name == "logits"] or list(session.outputs)
+    others = [spec for spec in session.outputs if not is_output(spec.name)]
+    chosen = [spec for spec in session.outputs if spec.name == "logits"] or others
     if len(chosen) != 1 or len(chosen[0].shape) != 2:
-        found = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in session.outputs) or "none"
-        raise ModelFileError(f"{source}: expected an output logits [B, classes], found {found}")
+        raise ModelFileError(
+            f"{source}: expected an output logits [B, classes], found {describe_specs(session.outputs)}"
+        )
     return chosen[0]
 
 
-def run_images(session: Session, images: Images, source: str) -> FloatArray:
-    """Logits [n, classes] of `images` [n, 3, height, width], in batches of the model's own size.
+def describe_specs(specs: Iterable[TensorSpec]) -> str:
+    """Names and shapes, for messages."""
+    return ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs) or "none"
 
-    The last batch is filled with copies of its last image.
+
+def run_images(session: Session, images: Images, source: str) -> FloatArray:
+    """Logits [n, classes] of `images` [n, 3, height, width]; see `run_outputs`.
 
     Raises:
-        ModelFileError: the model takes no images of this shape.
+        ModelFileError: the model takes no images of this shape, or has no logits.
     """
-    image, logits = image_input(session, source), logits_output(session, source)
+    logits = logits_output(session, source).name
+    return run_outputs(session, images, source, (logits,))[logits]
+
+
+def run_outputs(
+    session: Session, images: Images, source: str, names: Sequence[str] | None = None
+) -> dict[str, FloatArray]:
+    """Outputs [n, ...] of `images` [n, 3, height, width] by name, in batches of the model's own size.
+
+    The last batch is filled with copies of its last image. Without `names` all outputs are given.
+
+    Raises:
+        ModelFileError: the model takes no images of this shape, or has no such output.
+    """
+    image, specs = image_input(session, source), {spec.name: spec for spec in session.outputs}
+    names = tuple(specs) if names is None else names
+    for name in names:
+        if name not in specs:
+            raise ModelFileError(f"{source}: has no output {name}, but {describe_specs(session.outputs)}")
     if images.ndim != 4 or images.shape[1:] != image.shape[1:]:
         raise ModelFileError(
             f"{source}: takes images {list(image.shape[1:])}, but was given {list(images.shape[1:])}: "
             "the images belong to another model"
         )
-    size, results = image.shape[0], []
+    size = image.shape[0]
+    results = {name: np.empty((len(images), *specs[name].shape[1:]), np.float32) for name in names}
     for start in range(0, len(images), size):
         batch = images[start : start + size].astype(image.dtype, copy=False)
         missing = size - len(batch)
         filled = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
-        results.append(session.run({image.name: np.ascontiguousarray(filled)})[logits.name][: len(batch)])
-    if not results:
-        return np.zeros((0, logits.shape[1]), np.float32)
-    return np.concatenate(results).astype(np.float32)
+        found = session.run({image.name: np.ascontiguousarray(filled)})
+        for name, values in results.items():
+            values[start : start + len(batch)] = found[name][: len(batch)]
+    return results

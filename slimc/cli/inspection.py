@@ -15,6 +15,7 @@ from slimc.models.systems import find_system
 if TYPE_CHECKING:
     from slimc.evaluate.progress import Progress
     from slimc.files.metadata import Metadata
+    from slimc.files.outputs import OutputFacts
     from slimc.files.structure import Structure
     from slimc.ir.preprocessing import Preprocessing
     from slimc.models.system import Network
@@ -41,6 +42,7 @@ class Inspection:
         usage: how often the parts of a network that decides by image are used, where that was asked for.
         warnings: what a user should know.
         replaced: pictures that were there before.
+        outputs: what it gives, as far as that was asked for.
     """
 
     values: Mapping[str, Any]
@@ -55,6 +57,7 @@ class Inspection:
     usage: UsageReport | None = None
     warnings: tuple[str, ...] = ()
     replaced: tuple[Path, ...] = ()
+    outputs: tuple[OutputFacts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def inspect_checkpoint(
     progress: Progress,
 ) -> Inspection:
     """A checkpoint, compiled as `how` says and `slimc.compile` takes it."""
+    from slimc.compiler.outputs import describe
+
     with progress(f"reading {source.name}"):
         network = slimc.load(source, ema=ema, **options)
     compiled = slimc.compile(network, **how, progress=progress)
@@ -105,6 +110,7 @@ def inspect_checkpoint(
         sha256=network.sha256,
         warnings=network.warnings,
         replaced=_existing(picture),
+        outputs=describe(compiled.network.masked, 1),
     )
     _draw(found, source, picture, kept, progress)
     return found
@@ -123,6 +129,7 @@ def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> 
         "variant": metadata.variant,
         "target": metadata.target,
         "precision": metadata.precision,
+        "output_tensors": [asdict(output) for output in metadata.outputs],
         "settings": dict(metadata.settings),
         "details": {name: value for name, value in metadata.details.items() if name not in compiling},
         **{name: metadata.details.get(name) for name in compiling},
@@ -143,6 +150,7 @@ def inspect_model(source: Path, picture: Picture | None, progress: Progress) -> 
         slim=metadata.slim,
         preprocessing=metadata.preprocessing,
         replaced=_existing(picture),
+        outputs=metadata.outputs,
     )
     _draw(found, source, picture, kept, progress)
     return found

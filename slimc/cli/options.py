@@ -44,6 +44,16 @@ TuningFile = Annotated[
         rich_help_panel=TARGET,
     ),
 ]
+Outputs = Annotated[
+    str | None,
+    typer.Option(
+        "--outputs",
+        metavar="NAME,...",
+        help="What the network gives: logits, features, tokens, blocks.5; as maps tokens:nchw, blocks.5:nchw. Default: "
+        "logits; without a head features, else tokens.",
+        rich_help_panel=CHECKPOINT,
+    ),
+]
 Backends = Annotated[
     list[str] | None,
     typer.Option(help=f"May be given several times: {BACKEND_HELP} For checkpoints also tensorrt, tensorrt-rtx."),
@@ -212,6 +222,16 @@ class Given:
         """
         for option in said(self.options, self.ema):
             raise OptionError(f"{option}: {source} {reason}")
+
+    def refuse_budgets(self, reason: str) -> None:
+        """Refuse what says how much of a network is kept, where nothing is cut.
+
+        Raises:
+            OptionError: it was said.
+        """
+        for name in self.options:
+            if name.startswith(("budget", "keep_")):
+                raise OptionError(f"{flag(name)}: {reason}")
 
 
 def refuse(options: Mapping[str, object], source: Path, reason: str) -> None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from slimc.compiler.verify import Verdict
     from slimc.evaluate.accuracy import AccuracyReport
     from slimc.evaluate.compare import Choices
+    from slimc.evaluate.comparison import Comparison
+    from slimc.evaluate.difference import Difference
     from slimc.evaluate.latency import Measurement, Realised
-    from slimc.evaluate.logits import Comparison
     from slimc.files.structure import Structure
     from slimc.targets.count import Counts
     from slimc.targets.tuning import Tuning
@@ -34,6 +35,7 @@ def counts_json(dense: Counts, slim: Counts) -> dict[str, Any]:
 
 def compiled_json(compiled: Compiled) -> dict[str, Any]:
     """What was compiled, and how."""
+    from slimc.compiler.outputs import describe
     from slimc.files.metadata import preprocessing_json
 
     network, options = compiled.network, compiled.options
@@ -43,6 +45,7 @@ def compiled_json(compiled: Compiled) -> dict[str, Any]:
         "target": options.target.name,
         "precision": options.precision,
         "batch_size": options.batch_size,
+        "output_tensors": [asdict(output) for output in describe(network.masked, options.batch_size)],
         "settings": dict(network.settings),
         "details": dict(network.details),
         "tuned": options.effective_target.tuned or None,
@@ -63,20 +66,38 @@ def structure_json(structure: Structure) -> dict[str, Any]:
 
 
 def comparison_json(found: Comparison | None, agreement: Choices | None = None) -> dict[str, Any] | None:
-    """A comparison of logits, with how far choices agree; none where nothing was compared."""
+    """A comparison of outputs, with how far choices agree; none where nothing was compared.
+
+    Its own figures are those of the output that is the furthest off, and of the logits where they are about decisions.
+    """
     if found is None:
         return None
-    from slimc.evaluate.logits import summary
+    worst, logits = difference_json(found.worst), found.logits
+    del worst["shape"]
+    decisions = {
+        "classes": "classes",
+        "top1_agreement": "top1_agreement",
+        "top5_agreement": "top5_agreement",
+        "margin": "margin",
+        "clear_inputs": "clear",
+        "clear_top1_agreement": "clear_agreement",
+    }
+    return {
+        **worst,
+        "max_rel": worst["max_abs_over_spread"],  # the name that scripts know from before it had a better one
+        **{said: None if logits is None else getattr(logits, name) for said, name in decisions.items()},
+        "outputs": [difference_json(each) for each in found.outputs],
+        "choices": None if agreement is None else {"kind": agreement.key, **asdict(agreement)},
+    }
 
-    values = summary(found)
-    for name, said in (
-        ("max_rel", "max_abs_over_spread"),
-        ("clear", "clear_inputs"),
-        ("clear_agreement", "clear_top1_agreement"),
-    ):
-        values[said] = values.pop(name)
-    values["max_rel"] = values["max_abs_over_spread"]  # the name that scripts know from before it had a better one
-    return {**values, "choices": None if agreement is None else {"kind": agreement.key, **asdict(agreement)}}
+
+def difference_json(found: Difference) -> dict[str, Any]:
+    """One output against what was expected."""
+    from slimc.evaluate.difference import figures
+
+    values = figures(found)
+    values["max_abs_over_spread"] = values.pop("max_rel")
+    return values
 
 
 def names(paths: Sequence[Path]) -> list[str]:

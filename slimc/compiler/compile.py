@@ -19,6 +19,7 @@ from slimc import ir
 from slimc.compiler.adaptive import Adaptive, calibrate, choose_adaptive, limited, limiting_passes
 from slimc.compiler.limits import Limits
 from slimc.compiler.options import CompileOptions, check_options
+from slimc.compiler.outputs import with_outputs
 from slimc.compiler.pipeline import check_passes, compile_model, passes_for
 from slimc.compiler.reference import SEED
 from slimc.emit.precision import Precision
@@ -39,7 +40,7 @@ class Compiled:
     """A network compiled in memory.
 
     Attributes:
-        network: what was compiled.
+        network: what was compiled, with the outputs that were asked for.
         options: how.
         model: the result, in IR.
         structure: what is left of it, layer by layer.
@@ -47,7 +48,7 @@ class Compiled:
         slim: those of the result.
         adaptive: how the decisions of an image were compiled; none where nothing is decided.
         limits: the limits that its gates were given; none where they have none.
-        pass_errors: the largest difference of a logit after each pass in float64, where that was checked.
+        pass_errors: the largest difference of any output after each pass in float64, where that was checked.
         milliseconds: where the time went.
     """
 
@@ -123,9 +124,10 @@ def compile_network(
     Raises:
         OptionError: the options cannot be used with this network.
         CheckpointError: the weights are so large that products of them overflow.
-        PassError: `check` found that a pass changed a logit.
+        PassError: `check` found that a pass changed an output.
     """
     check_options(options)
+    network = with_outputs(network, options.outputs)
     watch = Stopwatch(progress)
     adaptive = choose_adaptive(options.adaptive, network, options.target, options.batch_size, options.data)
     limits: Limits | None = None

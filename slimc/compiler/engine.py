@@ -24,7 +24,7 @@ from slimc.emit.file import write_model
 from slimc.emit.precision import TOLERANCE, Precision, break_attention_fusion
 from slimc.errors import MismatchError, MissingError, OptionError
 from slimc.evaluate.compare import Choices, compare_with, not_written
-from slimc.evaluate.logits import Comparison
+from slimc.evaluate.comparison import Comparison, mismatch
 from slimc.evaluate.progress import Progress, silent
 from slimc.files.digest import sha256
 from slimc.files.metadata import preprocessing_json, read_metadata
@@ -250,8 +250,8 @@ def _check(artefact: Path, reference: Path, precision: str, output: Path) -> tup
     if not found.passed:
         kind, hint = ("engine", "; try --no-fused-attention") if artefact.suffix == SUFFIX else ("graph", "")
         raise MismatchError(
-            f"{output}: not written: the {kind} differs from the PyTorch network by {found.max_rel:.2e} of the logits' "
-            f"spread on input {found.worst_input}, more than {found.tolerance:.0e}{hint}"
+            f"{output}: not written: the {kind} differs from the PyTorch network by {mismatch(found)} on input "
+            f"{found.worst_input}, more than {found.tolerance:.0e}{hint}"
         )
     return found, agreement
 
@@ -262,6 +262,7 @@ def build_from_network(
     options: EngineOptions,
     *,
     batch_size: int = 1,
+    outputs: tuple[str, ...] | None = None,
     progress: Progress = silent,
 ) -> EngineReport:
     """Export `network` for the first target and build an engine from that; see `build_engine`."""
@@ -270,6 +271,6 @@ def build_from_network(
     targets = options.targets or _default_targets(backend, "")
     with scratch() as directory:
         model = directory / f"{output.stem}.onnx"
-        how = CompileOptions(batch_size=batch_size, target=find_target((*targets, "sm80")[0]))
+        how = CompileOptions(batch_size=batch_size, target=find_target((*targets, "sm80")[0]), outputs=outputs)
         export_network(network, model, how, verify=options.verify, progress=progress)
         return build_engine(model, output, options, progress=progress)

@@ -15,12 +15,13 @@ from slimc.compiler.compile import Compiled, compile_network
 from slimc.compiler.half import narrow
 from slimc.compiler.labelled import LabelledComparison, compare_accuracy
 from slimc.compiler.options import CompileOptions, check_options
+from slimc.compiler.outputs import describe
 from slimc.compiler.reference import make_reference, shipped_part
 from slimc.emit.file import data_path, write_model
 from slimc.emit.model import emit
 from slimc.errors import MismatchError, OptionError, OutputError
 from slimc.evaluate.compare import Choices, compare_with, not_written
-from slimc.evaluate.logits import Comparison
+from slimc.evaluate.comparison import Comparison, mismatch
 from slimc.evaluate.progress import Advance, Progress, Stopwatch, silent
 from slimc.files.images import check_images, image_files
 from slimc.files.metadata import Metadata, to_props
@@ -37,7 +38,7 @@ class ExportReport:
         onnx: the model that was written.
         reference: the inputs and the PyTorch network's outputs, beside it.
         compiled: the network, without its weights.
-        comparison: over all inputs, seeded and from the data folder; none where that was not wanted.
+        comparison: of all outputs, over all inputs, seeded and from the data folder; none where that was not wanted.
         agreement: how far what the model chooses agrees, where it chooses anything.
         replaced: files that were there before.
         worst_file: the image that the worst input is; none where that is a seeded one.
@@ -100,6 +101,7 @@ def export_network(
     if compiled is None:
         compiled = compile_network(network, options, check=check_passes, progress=progress)
         watch.add(compiled.milliseconds or {})
+    network = compiled.network
     refer = partial(
         make_reference, network, options.variant, options.batch_size, options.tolerance, files, compiled.limits
     )
@@ -161,7 +163,7 @@ def _refer(refer: Callable[[Advance], Reference], text: str, watch: Stopwatch) -
 def _check(
     path: Path, reference: Reference, options: CompileOptions, output: Path
 ) -> tuple[Comparison, Choices | None, LabelledComparison | None]:
-    """Compare the model at `path`, which is to become `output`: logits, choices, and answers where images have labels."""
+    """Compare the model at `path`, which is to become `output`: outputs, choices, and answers where images have labels."""
     comparison, agreement = verify_file(path, reference, options, output)
     accuracy = None if options.data is None else compare_accuracy(path, reference, options.data)
     return comparison, agreement, accuracy
@@ -225,6 +227,7 @@ def _metadata(compiled: Compiled) -> Metadata:
         slim=compiled.slim,
         preprocessing=network.preprocessing,
         structure=compiled.structure,
+        outputs=describe(network.masked, options.batch_size),
     )
 
 
@@ -247,7 +250,7 @@ def verify_file(
     if not found.passed:
         worst = reference.file_of(found.worst_input) or f"input {found.worst_input}"
         raise MismatchError(
-            f"{output}: not written: the ONNX model differs from the PyTorch network by {found.max_rel:.2e} of the logits' "
-            f"spread on {worst}, more than {found.tolerance:.0e}"
+            f"{output}: not written: the ONNX model differs from the PyTorch network by {mismatch(found)} on {worst}, more "
+            f"than {found.tolerance:.0e}"
         )
     return found, agreement

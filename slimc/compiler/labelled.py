@@ -27,12 +27,16 @@ def compare_accuracy(
 ) -> LabelledComparison | None:
     """Scores on the images of `reference`, which lie in `data`; none where that is not laid out by classes.
 
+    None too where there are no logits.
+
     Args:
         model: the ONNX model.
         reference: what the PyTorch network makes of the images.
         data: the folder.
         progress: shows what is going on.
     """
+    if "logits" not in reference.outputs:
+        return None
     labelled, images = find_labels(data, reference.logits.shape[1]), reference.images
     if labelled is None or not isinstance(images, StreamedImages):
         return None

@@ -26,6 +26,7 @@ class CompileOptions:
         precision: of the matrix products.
         adaptive: how to compile decisions that an image makes; none takes the fastest exact way.
         data: a folder of images, on which capacities are calibrated and which the model is compared on.
+        outputs: their names (`slimc.ir.Output.name`), in order; none takes the network's own: logits where it has a head.
     """
 
     variant: Variant = "slim"
@@ -35,6 +36,7 @@ class CompileOptions:
     precision: Precision = "fp32"
     adaptive: Adaptive | None = None
     data: Path | None = None
+    outputs: tuple[str, ...] | None = None
 
     @property
     def effective_target(self) -> Target:
@@ -45,7 +47,7 @@ class CompileOptions:
 
     @property
     def tolerance(self) -> float:
-        """The largest difference allowed, as a share of the logits' spread."""
+        """The largest difference allowed, as a share of an output's spread."""
         return TOLERANCE[self.precision]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from slimc import ir
 from slimc.errors import PassError, ValidationError
-from slimc.ir.interpret.model import interpret
+from slimc.ir.interpret.model import trace
 from slimc.ir.validate import validate
 from slimc.passes.absorb_latents import AbsorbLatents
 from slimc.passes.drop_tokens import DropUnselectedTokens
@@ -82,22 +82,25 @@ def check_passes(model: ir.Model, passes: Sequence[Pass], images: ir.FloatArray)
     """Run `passes` over `model` in float64 and compare what it means after each with what it meant at first.
 
     Returns:
-        The largest difference of any logit after each pass, by the pass's name.
+        The largest difference of any output after each pass, by the pass's name.
 
     Raises:
-        PassError: a pass changed a logit by more than 1e-9 of their scale.
+        PassError: a pass changed an output by more than 1e-9 of its scale, or other outputs than there were are left.
     """
     model = ir.to_float64(model)
-    expected = interpret(model, images)
-    limit = CHECK_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    expected = trace(model, images).outputs
+    limits = {name: CHECK_TOLERANCE * max(1.0, float(np.abs(values).max())) for name, values in expected.items()}
     errors: dict[str, float] = {}
     for step in passes:
         rewritten = _run(step, model)
-        error = 0.0 if rewritten is model else float(np.abs(interpret(rewritten, images) - expected).max())
-        name = type(step).__name__
-        if not error <= limit:
-            raise PassError(name, f"changed the logits by {error:.3g}, more than {limit:.3g}")
-        errors[name], model = error, rewritten
+        name, found = type(step).__name__, expected if rewritten is model else trace(rewritten, images).outputs
+        if list(found) != list(expected):
+            raise PassError(name, f"changed the outputs {', '.join(expected)} to {', '.join(found)}")
+        differences = {output: float(np.abs(found[output] - values).max()) for output, values in expected.items()}
+        for output, error in differences.items():
+            if not error <= limits[output]:
+                raise PassError(name, f"changed the {output} by {error:.3g}, more than {limits[output]:.3g}")
+        errors[name], model = max(differences.values()), rewritten
     return errors
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from slimc import ir
 from slimc.compiler.limits import Limits, exact_images, graph_decisions
+from slimc.compiler.outputs import names_of
 from slimc.evaluate.progress import Advance
 from slimc.files.images import Images, StreamedImages, seeded_images
 from slimc.files.reference import Reference
@@ -42,15 +44,14 @@ def make_reference(
     recorded.
     """
     count_seeded = -(-_INPUTS // batch_size) * batch_size
-    pytorch = network.pytorch("dense" if variant == "dense" else "masked")
-    trace = run_plainly if variant == "dense" else network.trace
+    run = _Runner(network, variant)
     image, channels = network.masked.image, network.masked.embedding.channels
     held = seeded_images(count_seeded, image, SEED, channels)
     if network.selects and variant != "dense":
         candidates = seeded_images(_CANDIDATES * count_seeded, image, SEED, channels)
-        held = _surest(candidates, _run(pytorch, trace, candidates, lambda *_: None))
+        held = _surest(candidates, run.all(candidates, lambda *_: None).traces)
     images = StreamedImages(held, tuple(files), network.preprocessing)
-    traces = _run(pytorch, trace, images, advance)
+    found = run.all(images, advance)
     facts: dict[str, Any] = {
         "source_sha256": network.sha256,
         "variant": variant,
@@ -58,37 +59,64 @@ def make_reference(
         "seeded": count_seeded,
         "tolerance": tolerance,
     }
-    margins = [margin for found in traces if found.margins is not None for margin in found.margins.tolist()]
+    margins = [margin for trace in found.traces if trace.margins is not None for margin in trace.margins.tolist()]
     if margins:
         facts["margins"] = margins
     decisions: dict[str, ir.BoolArray] = {}
-    used = [found.usage for found in traces if found.usage is not None]
+    used = [trace.usage for trace in found.traces if trace.usage is not None]
     if used:
         usage = join(used)
         exact = np.ones(len(images), bool) if limits is None else exact_images(usage, network.masked, limits)
         facts["exact"] = exact.tolist()
         decisions = graph_decisions(usage, network.masked, limits)
-    stages = zip(*(found.kept for found in traces), strict=True)
+    stages = zip(*(trace.kept for trace in found.traces), strict=True)
     kept = tuple(np.concatenate([part.numpy() for part in stage]) for stage in stages)
-    logits = np.concatenate([found.logits.numpy() for found in traces])
-    return Reference(images, logits, facts, kept, decisions)
+    return Reference(images, found.outputs, facts, kept, decisions)
 
 
-def _run(
-    pytorch: torch.nn.Module,
-    trace: Callable[[torch.nn.Module, torch.Tensor], Trace],
-    images: Images,
-    advance: Advance,
-) -> list[Trace]:
-    """Traces of `images`, a few at a time."""
-    import torch
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a network made of images: outputs [n, ...] by name, and what it chose, a few images at a time."""
 
-    traces = []
-    with torch.inference_mode():
-        for start in range(0, len(images), _CHUNK):
-            traces.append(trace(pytorch, torch.from_numpy(images[start : start + _CHUNK])))
-            advance(min(start + _CHUNK, len(images)), len(images))
-    return traces
+    outputs: dict[str, FloatArray]
+    traces: list[Trace]
+
+
+class _Runner:
+    """Runs the PyTorch network of a variant of `network`."""
+
+    def __init__(self, network: Network, variant: Variant) -> None:
+        self._module = network.pytorch("dense" if variant == "dense" else "masked")
+        self._trace = run_plainly if variant == "dense" else network.trace
+        self._read = network.read
+        self._names = names_of(network)
+
+    def all(self, images: Images, advance: Advance) -> _Found:
+        """What it makes of `images`, a few at a time."""
+        import torch
+
+        outputs: dict[str, FloatArray] = {}
+        traces = []
+        with torch.inference_mode():
+            for start in range(0, len(images), _CHUNK):
+                trace, some = self._some(torch.from_numpy(images[start : start + _CHUNK]))
+                for name, values in some.items():
+                    if name not in outputs:
+                        outputs[name] = np.empty((len(images), *values.shape[1:]), np.float32)
+                    outputs[name][start : start + len(values)] = values.numpy()
+                traces += [] if trace is None else [trace]
+                advance(min(start + _CHUNK, len(images)), len(images))
+        return _Found(outputs, traces)
+
+    def _some(self, images: torch.Tensor) -> tuple[Trace | None, Mapping[str, torch.Tensor]]:
+        """What it chose for a few images, none where it chooses nothing, and its outputs."""
+        chooses = self._read is None or self._trace is not run_plainly
+        trace = self._trace(self._module, images) if chooses else None
+        if self._read is not None:
+            found = self._read(self._module, images, self._names)
+            return trace, {name: found[name] for name in self._names}
+        assert trace is not None
+        return trace, {"logits": trace.logits}
 
 
 def _surest(images: FloatArray, traces: list[Trace]) -> FloatArray:
@@ -118,4 +146,5 @@ def shipped_part(reference: Reference) -> Reference:
         facts["margins"] = [facts["margins"][i] for i in chosen]
     kept = tuple(array[chosen] for array in reference.kept)
     decisions = {name: array[chosen] for name, array in reference.decisions.items()}
-    return Reference(reference.images[np.array(chosen)], reference.logits[chosen], facts, kept, decisions)
+    outputs = {name: array[chosen] for name, array in reference.outputs.items()}
+    return Reference(reference.images[np.array(chosen)], outputs, facts, kept, decisions)

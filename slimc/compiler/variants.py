@@ -15,6 +15,7 @@ from slimc.compiler.export import emit_onnx
 from slimc.compiler.half import narrow
 from slimc.compiler.load import load_network
 from slimc.compiler.options import CompileOptions, check_measured
+from slimc.compiler.outputs import read_names, with_outputs
 from slimc.emit.file import write_model
 from slimc.emit.precision import Precision
 from slimc.errors import ModelFileError, OptionError
@@ -44,6 +45,7 @@ class BenchOptions:
         precision: of checkpoints' products; none is float32.
         model_options: what checkpoints do not say themselves (`slimc.models.options`).
         ema: take checkpoints' averaged weights; none leaves it to their system.
+        outputs: of checkpoints, by name; none takes each network's own.
     """
 
     backends: tuple[str, ...] = ("auto",)
@@ -54,6 +56,7 @@ class BenchOptions:
     precision: Precision | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
     ema: bool | None = None
+    outputs: tuple[str, ...] | None = None
 
 
 def bench_options(
@@ -65,6 +68,7 @@ def bench_options(
     precision: Precision | None,
     model_options: Mapping[str, Any],
     ema: bool | None,
+    outputs: str | Sequence[str] | None = None,
 ) -> BenchOptions:
     """The options, from one or several of what may be several."""
     return BenchOptions(
@@ -76,6 +80,7 @@ def bench_options(
         precision=precision,
         model_options=model_options,
         ema=ema,
+        outputs=read_names(outputs),
     )
 
 
@@ -103,6 +108,7 @@ def subjects(paths: Sequence[Path], options: BenchOptions, directory: Path, prog
         folder.mkdir()
         with progress(f"reading {path.name}"):
             network = load_network(path, options.model_options, ema=options.ema)
+            network = with_outputs(network, options.outputs)
         for size in options.batch_sizes or (1,):
             for backend in options.backends:
                 found.extend(_checkpoint(network, backend, size, options, folder, progress))
@@ -121,6 +127,7 @@ def _check_options(paths: Sequence[Path], options: BenchOptions) -> None:
         *(["--target"] if options.target is not None else []),
         *(["--tuning"] if options.tuning is not None else []),
         *([f"--precision {options.precision}"] if options.precision is not None else []),
+        *(["--outputs"] if options.outputs is not None else []),
         *said(options.model_options, options.ema),
     ]
     if given and len(artefacts) == len(paths):

@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slimc.backends.base import image_input, run_images
+from slimc.backends.base import image_input, run_outputs
 from slimc.backends.choose import open_session
 from slimc.compiler.limits import Limits
+from slimc.compiler.outputs import with_outputs
 from slimc.emit.precision import TOLERANCE
 from slimc.errors import MismatchError, ModelFileError, OptionError
 from slimc.evaluate.compare import Choices, compare_with
+from slimc.evaluate.comparison import Comparison
 from slimc.evaluate.kept_patches import run_selected
-from slimc.evaluate.logits import Comparison
 from slimc.evaluate.progress import Advance, unheard
 from slimc.files.images import StreamedImages, readable_images, seeded_images
 from slimc.files.reference import Reference, read_reference, reference_path
@@ -30,12 +31,13 @@ _INPUTS = 4
 
 @dataclass(frozen=True)
 class Artefact:
-    """What an ONNX model or engine says about itself; `source_sha256` is that of the checkpoint."""
+    """What an ONNX model or engine says about itself; `source_sha256` is that of the checkpoint, `outputs` are names."""
 
     path: Path
     precision: str
     variant: str
     source_sha256: str
+    outputs: tuple[str, ...] = ("logits",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +85,14 @@ def describe(path: Path) -> Artefact:
         from slimc.backends.engine_file import read_engine
 
         _, facts = read_engine(path)
-        return Artefact(path, facts.precision, facts.variant, facts.checkpoint_sha256)
+        names = tuple(spec.name for spec in facts.outputs)
+        return Artefact(path, facts.precision, facts.variant, facts.checkpoint_sha256, names)
     if path.suffix == ".onnx":
         from slimc.files.metadata import read_metadata
 
         metadata = read_metadata(path)
-        return Artefact(path, metadata.precision, metadata.variant, metadata.source_sha256)
+        names = tuple(output.name for output in metadata.outputs)
+        return Artefact(path, metadata.precision, metadata.variant, metadata.source_sha256, names)
     raise ModelFileError(f"{path}: expected a file that ends in .onnx or .engine")
 
 
@@ -108,7 +112,7 @@ def verify_artefact(
         against: what to compare with.
         backend: what runs it, see `slimc.backends.choose`.
         threads: of one inference, on a CPU.
-        tolerance: as a share of the logits' spread; None for that of the artefact's precision.
+        tolerance: as a share of an output's spread; None for that of the artefact's precision.
         advance: is told how many images a checkpoint's PyTorch network has run.
 
     Raises:
@@ -117,7 +121,7 @@ def verify_artefact(
     """
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise OptionError(
-            f"--tolerance: {tolerance} is no share of the logits' spread; expected a number of at least 0"
+            f"--tolerance: {tolerance} is no share of an output's spread; expected a number of at least 0"
         )
     artefact = describe(path)
     reference = expected(artefact, against, advance)
@@ -140,7 +144,7 @@ def verify_artefact(
 
 
 def expected(artefact: Artefact, against: Against, advance: Advance = unheard) -> Reference:
-    """Inputs and the logits that `artefact` should yield.
+    """Inputs and the outputs that `artefact` should yield.
 
     Raises:
         ModelFileError: the reference is missing, damaged or of another model.
@@ -153,7 +157,7 @@ def expected(artefact: Artefact, against: Against, advance: Advance = unheard) -
     if source is None or source.suffix == ".npz":
         if against.data is not None:
             raise OptionError(
-                "--data: needs --against CKPT or ONNX, which tell what the logits of new images should be"
+                "--data: needs --against CKPT or ONNX, which tell what the outputs of new images should be"
             )
         path = reference_path(artefact.path) if source is None else source
         reference = read_reference(path)
@@ -185,8 +189,8 @@ def _from_model(artefact: Artefact, source: Path, data: Path | None) -> Referenc
         raise OptionError(f"--against: {source} decides for each image; expected its checkpoint or a reference")
     if metadata.structure.selecting:
         selected = run_selected(source, images)
-        return Reference(images, selected.logits, {}, selected.kept)
-    return Reference(images, run_images(open_session(source), images, str(source)), {})
+        return Reference(images, selected.outputs, {}, selected.kept)
+    return Reference(images, run_outputs(open_session(source), images, str(source), artefact.outputs), {})
 
 
 def _from_checkpoint(artefact: Artefact, source: Path, against: Against, advance: Advance) -> Reference:
@@ -197,6 +201,7 @@ def _from_checkpoint(artefact: Artefact, source: Path, against: Against, advance
     network = load_network(source, against.model_options, ema=against.ema)
     variant: Variant = "dense" if artefact.variant == "dense" else "masked"
     _same_model(artefact, source, network.sha256, variant)
+    network = with_outputs(network, artefact.outputs, str(source))
     limits = _limits(artefact) if network.system.decides else None
     return make_reference(network, variant, 1, TOLERANCE["fp32"], files, limits, advance)
 

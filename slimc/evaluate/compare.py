@@ -1,20 +1,19 @@
-"""Is an artefact, a model or an engine, the same as a reference says? Logits, and whatever it chooses on the way."""
+"""Is an artefact, a model or an engine, the same as a reference says? All outputs, and whatever it chooses on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from slimc.backends.base import run_images
+from slimc.backends.base import run_outputs
 from slimc.errors import MismatchError
+from slimc.evaluate.comparison import Comparison, compare_outputs
 from slimc.evaluate.gate_decisions import Exactness, compare_decided
 from slimc.evaluate.graph_values import Open
 from slimc.evaluate.kept_patches import Agreement, compare_selected
-from slimc.evaluate.logits import Comparison, compare
 from slimc.files.images import only
 from slimc.files.reference import Reference
 from slimc.ir import BoolArray
@@ -38,16 +37,16 @@ def compare_with(
     the artefact `source`.
 
     Raises:
-        MismatchError, ModelFileError: see `compare_selected` and `slimc.evaluate.logits.compare`.
+        MismatchError, ModelFileError: see `compare_selected` and `slimc.evaluate.comparison.compare_outputs`.
     """
     if reference.kept and path.suffix == ".onnx":
         return compare_selected(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
     if reference.decisions:
         return compare_decided(path, reference, tolerance, precision=precision, source=source, open_model=open_model)
     judged = np.flatnonzero(_beyond_doubt(reference, precision))
-    images, logits = only(reference.images, judged), reference.logits[judged]
-    found = compare(run_images(open_model(path), images, source), logits, tolerance)
-    return replace(found, worst_input=int(judged[found.worst_input])), None
+    expected = {name: values[judged] for name, values in reference.outputs.items()}
+    found = run_outputs(open_model(path), only(reference.images, judged), source)
+    return compare_outputs(found, expected, tolerance).numbered(judged), None
 
 
 @contextmanager

@@ -13,17 +13,17 @@ are those numbered by ``<block>.token_select.kept``. On a copy of the graph they
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from slimc.backends import ort
-from slimc.backends.base import Array, run_images
+from slimc.backends.base import Array, run_outputs
 from slimc.errors import MismatchError, ModelFileError
+from slimc.evaluate.comparison import Comparison, compare_outputs
 from slimc.evaluate.graph_values import Open, run, values_of
-from slimc.evaluate.logits import Comparison, compare
 from slimc.files.images import only
 from slimc.files.reference import Reference
 from slimc.ir import BoolArray, FloatArray, IndexArray
@@ -45,8 +45,8 @@ class Exactness:
 
     `exact` of them are within its limits, and on these it computes what the checkpoint does: `equal` of them with every
     decision its own, the others once close decisions are given. `agreement` is the share of equal decisions.
-    `worst_other_over_spread` is the largest difference of a logit on the images beyond its limits, as a share of the logits'
-    spread, none where there is no such image.
+    `worst_other_over_spread` is the largest difference on the images beyond its limits, as a share of the output's spread;
+    none where there is no such image.
     """
 
     key: ClassVar[str] = "decisions"
@@ -81,15 +81,16 @@ def compare_decided(
 
     Raises:
         MismatchError: no image is within the limits, or fewer decisions agree than `MIN_AGREEMENT` of the precision.
-        ModelFileError: the model decides other things than the reference; see also `slimc.evaluate.logits.compare`.
+        ModelFileError: the model decides other things than the reference; see also `compare_outputs`.
     """
     exact = np.array(reference.facts["exact"], bool)
     if not exact.any():
         raise MismatchError(f"{source or path}: nothing was compared: none of {len(exact)} images is within its limits")
+    expected = _some(reference.outputs, exact)
     if path.suffix != ".onnx":
-        logits = run_images(open_model(path), reference.images, source or str(path))
-        return _numbered(compare(logits[exact], reference.logits[exact], tolerance), exact), None
-    logits, decided = run_deciding(path, reference, open_model)
+        outputs = run_outputs(open_model(path), reference.images, source or str(path))
+        return compare_outputs(_some(outputs, exact), expected, tolerance).numbered(np.flatnonzero(exact)), None
+    outputs, decided = run_deciding(path, reference, open_model)
     same = {name: decided[name] == reference.decisions[name] for name in decided}
     share = float(np.mean(np.concatenate([equal[exact].ravel() for equal in same.values()]))) if same else 1.0
     if share < MIN_AGREEMENT[precision]:
@@ -99,20 +100,27 @@ def compare_decided(
         )
     alike = np.all([equal.all(1) for equal in same.values()], axis=0) if same else exact
     given = np.flatnonzero(exact & ~alike)
-    judged = logits.copy()
+    judged = {name: values.copy() for name, values in outputs.items()}
     if len(given):
-        judged[given] = _run_given(path, reference, given, open_model)
-    found = _numbered(compare(judged[exact], reference.logits[exact], tolerance), exact)
-    if not np.isfinite(logits).all():
-        raise MismatchError(f"{source or path}: NaN or infinite logits for an image beyond its limits")
-    difference = np.abs(logits[~exact] - reference.logits[~exact])
-    worst = float(difference.max() / found.spread) if difference.size else None
+        for name, values in _run_given(path, reference, given, open_model).items():
+            judged[name][given] = values
+    found = compare_outputs(_some(judged, exact), expected, tolerance).numbered(np.flatnonzero(exact))
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise MismatchError(f"{source or path}: NaN or infinite {name} for an image beyond its limits")
+    worst = _worst(outputs, reference, found, ~exact) if not exact.all() else None
     return found, Exactness(len(exact), int(exact.sum()), int((exact & alike).sum()), share, worst)
 
 
-def _numbered(found: Comparison, exact: BoolArray) -> Comparison:
-    """`found`, which is over the inputs that are `exact`, with its worst input counted among all."""
-    return replace(found, worst_input=int(np.flatnonzero(exact)[found.worst_input]))
+def _some(outputs: Mapping[str, FloatArray], inputs: BoolArray) -> dict[str, FloatArray]:
+    """The outputs of some `inputs`."""
+    return {name: values[inputs] for name, values in outputs.items()}
+
+
+def _worst(outputs: Mapping[str, FloatArray], reference: Reference, found: Comparison, inputs: BoolArray) -> float:
+    """The largest difference of any output on these `inputs`, as a share of its spread."""
+    differences = {name: np.abs(outputs[name][inputs] - values[inputs]) for name, values in reference.outputs.items()}
+    return max(float(differences[each.output].max() / each.spread) for each in found.outputs)
 
 
 def _kept_name(name: str) -> str:
@@ -135,18 +143,20 @@ def _load(path: Path, reference: Reference) -> tuple[onnx.ModelProto, dict[str, 
     return model, infos
 
 
-def run_deciding(path: Path, reference: Reference, open_model: Open) -> tuple[FloatArray, dict[str, BoolArray]]:
-    """Logits [n, classes], and what the model decided, in the form of the reference."""
+def run_deciding(
+    path: Path, reference: Reference, open_model: Open
+) -> tuple[dict[str, FloatArray], dict[str, BoolArray]]:
+    """Outputs [n, ...] by name, and what the model decided, in the form of the reference."""
     model, infos = _load(path, reference)
+    outputs = [info.name for info in model.graph.output]
     model.graph.output.extend(infos.values())
-    logits, *values = run(model, reference.images, {}, ["logits", *infos], open_model)
-    read: dict[str, Array] = dict(zip(infos, values, strict=True))
+    read = run(model, reference.images, {}, [*outputs, *infos], open_model)
     decided: dict[str, BoolArray] = {}
     for name in infos:
         if name in reference.decisions:
             kept = read.get(_kept_name(name)) if name.endswith(".tokens") else None
             decided[name] = read[name] if kept is None else _spread(read[name], kept, reference.decisions[name])
-    return logits, decided
+    return {name: read[name] for name in outputs}, decided
 
 
 def _spread(used: BoolArray, kept: IndexArray, expected: BoolArray) -> BoolArray:
@@ -162,8 +172,8 @@ def _spread(used: BoolArray, kept: IndexArray, expected: BoolArray) -> BoolArray
     return decided
 
 
-def _run_given(path: Path, reference: Reference, images: IndexArray, open_model: Open) -> FloatArray:
-    """Logits of some `images` of the reference when the model must decide as the reference does."""
+def _run_given(path: Path, reference: Reference, images: IndexArray, open_model: Open) -> dict[str, FloatArray]:
+    """Outputs of some `images` of the reference when the model must decide as the reference does."""
     model, infos = _load(path, reference)
     nodes = [node for node in model.graph.node if not set(infos) & set(node.output)]
     del model.graph.node[:]
@@ -173,7 +183,8 @@ def _run_given(path: Path, reference: Reference, images: IndexArray, open_model:
     for name in infos:
         if name in reference.decisions:
             given |= _inputs(name, reference.decisions[name][images], infos)
-    return run(model, only(reference.images, images), given, ["logits"], open_model)[0]
+    outputs = [info.name for info in model.graph.output]
+    return run(model, only(reference.images, images), given, outputs, open_model)
 
 
 def _inputs(name: str, decided: BoolArray, infos: Mapping[str, onnx.ValueInfoProto]) -> dict[str, Array]:

@@ -32,8 +32,8 @@ def values_of(model: onnx.ModelProto, names: Sequence[str]) -> list[onnx.ValueIn
 
 def run(
     model: onnx.ModelProto, images: Images, given: Mapping[str, Array], outputs: Sequence[str], open_model: Open
-) -> list[Array]:
-    """Outputs [n, ...] of `images` [n, 3, height, width], in batches of the model's size; the last one is filled."""
+) -> dict[str, Array]:
+    """Outputs [n, ...] of `images` [n, 3, height, width] by name, in batches of the model's size; the last is filled."""
     import onnx
 
     with scratch() as directory:
@@ -52,4 +52,5 @@ def run(
         feeds = {"images": images[indices], **{name: array[indices] for name, array in given.items()}}
         batch = session.run(feeds)
         results.append([batch[name][: len(images) - start] for name in outputs])
-    return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+    parts = zip(*results, strict=True)
+    return {name: np.concatenate(part) for name, part in zip(outputs, parts, strict=True)}

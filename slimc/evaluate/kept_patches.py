@@ -10,7 +10,7 @@ the graph that value is made an output, to be read, or an input, to be set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -19,8 +19,8 @@ import numpy as np
 
 from slimc.backends import ort
 from slimc.errors import MismatchError, ModelFileError
+from slimc.evaluate.comparison import Comparison, compare_outputs
 from slimc.evaluate.graph_values import Open, run, values_of
-from slimc.evaluate.logits import Comparison, compare
 from slimc.files.images import Images, only
 from slimc.files.metadata import read_metadata
 from slimc.files.reference import Reference
@@ -42,10 +42,15 @@ the least seen at any stage of the reference networks), and bfloat16's eight tim
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """Logits [n, classes], and the patches that every selection kept [n, K], by grid position, best first."""
+    """Outputs [n, ...] by name, and the patches that every selection kept [n, K], by grid position, best first."""
 
-    logits: FloatArray
+    outputs: Mapping[str, FloatArray]
     kept: tuple[IndexArray, ...]
+
+    @property
+    def logits(self) -> FloatArray:
+        """Logits [n, classes], of a model that has them."""
+        return self.outputs["logits"]
 
 
 @dataclass(frozen=True)
@@ -74,14 +79,17 @@ def run_selected(path: Path, images: Images, open_model: Open = ort.load) -> Sel
         ModelFileError: the model selects nothing, or takes other images.
     """
     model, names = _load(path)
+    outputs = [info.name for info in model.graph.output]
     by_name = {info.name: info for info in values_of(model, names)}
     model.graph.output.extend(by_name[name] for name in names)
-    logits, *chosen = run(model, images, {}, ["logits", *names], open_model)
-    return Selected(logits, _positions(path, chosen))
+    found = run(model, images, {}, [*outputs, *names], open_model)
+    return Selected({name: found[name] for name in outputs}, _positions(path, [found[name] for name in names]))
 
 
-def run_given(path: Path, images: Images, kept: Sequence[IndexArray], open_model: Open = ort.load) -> FloatArray:
-    """Logits [n, classes] of the ONNX model at `path` when it must keep the patches `kept`, each [n, K]."""
+def run_given(
+    path: Path, images: Images, kept: Sequence[IndexArray], open_model: Open = ort.load
+) -> dict[str, FloatArray]:
+    """Outputs [n, ...] of the ONNX model at `path`, by name, when it must keep the patches `kept`, each [n, K]."""
     model, names = _load(path)
     values = values_of(model, names)
     nodes = [node for node in model.graph.node if not set(names) & set(node.output)]
@@ -89,7 +97,8 @@ def run_given(path: Path, images: Images, kept: Sequence[IndexArray], open_model
     model.graph.node.extend(nodes)
     model.graph.input.extend(values)
     rows = _rows(path, kept)
-    return run(model, images, dict(zip(names, rows, strict=True)), ["logits"], open_model)[0]
+    outputs = [info.name for info in model.graph.output]
+    return run(model, images, dict(zip(names, rows, strict=True)), outputs, open_model)
 
 
 def compare_selected(
@@ -103,12 +112,12 @@ def compare_selected(
 ) -> tuple[Comparison, Agreement]:
     """Compare the ONNX model at `path` with a reference that holds the patches kept.
 
-    The logits of inputs whose sets are not equal are those that the model computes for the reference's sets. Errors name
+    The outputs of inputs whose sets are not equal are those that the model computes for the reference's sets. Errors name
     the model `source`, by default its path.
 
     Raises:
         MismatchError: fewer patches agree than `MIN_AGREEMENT` of the precision.
-        ModelFileError: see `slimc.evaluate.logits.compare`.
+        ModelFileError: see `slimc.evaluate.comparison.compare_outputs`.
     """
     found = run_selected(path, reference.images, open_model)
     agreement = agree(found.kept, reference.kept)
@@ -118,14 +127,15 @@ def compare_selected(
         raise MismatchError(
             f"{source or path}: keeps {stages} of the reference's patches, stage by stage, expected at least {least:.0%}"
         )
-    logits = found.logits
+    outputs = dict(found.outputs)
     same = equal_sets(found.kept, reference.kept)
     if not same.all():
         others = np.flatnonzero(~same)
         kept = [patches[others] for patches in reference.kept]
-        logits = logits.copy()
-        logits[others] = run_given(path, only(reference.images, others), kept, open_model)
-    return compare(logits, reference.logits, tolerance), agreement
+        for name, values in run_given(path, only(reference.images, others), kept, open_model).items():
+            outputs[name] = outputs[name].copy()
+            outputs[name][others] = values
+    return compare_outputs(outputs, reference.outputs, tolerance), agreement
 
 
 def equal_sets(kept: Sequence[IndexArray], expected: Sequence[IndexArray]) -> BoolArray:

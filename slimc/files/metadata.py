@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slimc.errors import ModelFileError
+from slimc.files.outputs import OutputFacts, describe_output
 from slimc.files.structure import Structure, from_json, to_json
 from slimc.files.version import VERSION
 from slimc.ir.preprocessing import CROP_PCT, INTERPOLATIONS, Preprocessing
 from slimc.targets.count import Counts
+
+if TYPE_CHECKING:
+    import onnx
 
 PREFIX = "slimc."
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Where a model came from and what it is. `settings` are the budgets or keep rates, `details` the thresholds."""
+    """Where a model came from and what it is.
+
+    `settings` are the budgets or keep rates, `details` the thresholds. `outputs` are in the order of the graph.
+    """
 
     source_sha256: str
     system: str
@@ -33,6 +40,7 @@ class Metadata:
     structure: Structure
     precision: str = "fp32"
     version: str = VERSION
+    outputs: tuple[OutputFacts, ...] = ()
 
 
 def to_props(metadata: Metadata) -> dict[str, str]:
@@ -51,6 +59,8 @@ def to_props(metadata: Metadata) -> dict[str, str]:
         "structure": to_json(metadata.structure),
         "precision": metadata.precision,
     }
+    if [output.name for output in metadata.outputs] != ["logits"]:  # whose models were written before there were others
+        plain["outputs"] = json.dumps([asdict(output) for output in metadata.outputs])
     return {PREFIX + key: value for key, value in plain.items()}
 
 
@@ -105,9 +115,15 @@ def read_metadata(model: str | Path) -> Metadata:
     if not props:
         raise ModelFileError(f"{path}: has no slimc metadata; expected a model that slimc export wrote")
     try:
-        return _parse(props)
+        return replace(_parse(props), outputs=tuple(_output(value) for value in content.graph.output))
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path}: its slimc metadata cannot be read ({error!r})") from None
+
+
+def _output(value: onnx.ValueInfoProto) -> OutputFacts:
+    """An output as the graph has it: its name tells the rest."""
+    sizes = value.type.tensor_type.shape.dim
+    return describe_output(value.name, tuple(size.dim_value for size in sizes))
 
 
 def _parse(props: Mapping[str, str]) -> Metadata:

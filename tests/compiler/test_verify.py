@@ -73,7 +73,7 @@ def test_nan_fails_with_its_reason(model, tmp_path):
 def test_a_reference_without_inputs_fails(model, tmp_path):
     right = read_reference(reference_path(model))
     empty = tmp_path / "empty.npz"
-    write_reference(empty, Reference(right.images[:0], right.logits[:0], right.facts))
+    write_reference(empty, Reference(right.images[:0], {"logits": right.logits[:0]}, right.facts))
     verdict = verify_artefact(model, Against(empty))
     assert not verdict.passed
     assert "nothing was compared" in verdict.failure

@@ -65,7 +65,7 @@ def test_every_way_computes_and_decides_what_the_released_code_does(name, way, t
     logits = run_images(ort.load(path), released.images, "m")
     np.testing.assert_allclose(logits, released.io["logits"], rtol=0, atol=2e-5)
     decisions = graph_decisions(usage, masked, limits)
-    reference = Reference(released.images, released.io["logits"], {}, decisions=decisions)
+    reference = Reference(released.images, {"logits": released.io["logits"]}, {}, decisions=decisions)
     decided = run_deciding(path, reference, ort.load)[1]
     assert decided.keys() == decisions.keys()
     assert all(np.array_equal(decided[value], decisions[value]) for value in decisions)

@@ -34,7 +34,9 @@ def compiled(released, directory, limits: Limits | None = None, *, conditional: 
     _, usage = observe(released.searched, released.images)
     exact = np.ones(4, bool) if limits is None else exact_images(usage, released.searched.masked, limits)
     decisions = graph_decisions(usage, released.searched.masked, limits)
-    return path, Reference(released.images, released.io["logits"], {"exact": exact.tolist()}, decisions=decisions)
+    return path, Reference(
+        released.images, {"logits": released.io["logits"]}, {"exact": exact.tolist()}, decisions=decisions
+    )
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -57,7 +59,7 @@ def test_tokens_beyond_the_capacity_of_a_block_that_an_image_does_not_run_are_no
     model = compile_model(searched.masked, (*limiting_passes(limits), *passes_for(CPU)))
     write_model(emit(model, CPU), tmp_path / "m.onnx")
     decisions = graph_decisions(usage, searched.masked, limits)
-    reference = Reference(images, logits, {"exact": [True] * 12}, decisions=decisions)
+    reference = Reference(images, {"logits": logits}, {"exact": [True] * 12}, decisions=decisions)
     found, exactness = compare_decided(tmp_path / "m.onnx", reference, 1e-4)
     assert found.passed
     assert exactness is not None
@@ -99,7 +101,7 @@ def test_a_close_decision_on_the_other_side_is_given_and_the_logits_then_judged(
     assert own.worst_input == image
     expected = reference.logits.copy()
     expected[image] = without_token(released, image, patch)
-    assert compare_decided(path, replace(turned, logits=expected), 1e-4)[0].passed
+    assert compare_decided(path, replace(turned, outputs={"logits": expected}), 1e-4)[0].passed
 
 
 def without_token(released, image: int, patch: int):

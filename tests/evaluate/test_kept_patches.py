@@ -57,7 +57,7 @@ def test_the_released_sets_are_kept(models, vector: Vector, variant: Variant):
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v.name)
 def test_given_the_released_sets_in_any_order_the_logits_are_the_released_ones(models, vector, variant):
     path = models[vector.name, variant]
-    logits = run_given(path, vector.images, vector.kept)
+    logits = run_given(path, vector.images, vector.kept)["logits"]
     np.testing.assert_allclose(logits, vector.logits, rtol=0, atol=2e-5)
 
 
@@ -67,12 +67,12 @@ def test_other_sets_give_other_logits(models, variant):
     path = models[vector.name, variant]
     kept = [stage[:, ::-1].copy() for stage in vector.kept]
     kept[2] = kept[1][:, :67]
-    logits = run_given(path, vector.images, kept)
+    logits = run_given(path, vector.images, kept)["logits"]
     assert np.abs(logits - vector.logits).max() > 0.01
 
 
 def reference(vector: Vector) -> Reference:
-    return Reference(vector.images, vector.logits, {}, vector.kept)
+    return Reference(vector.images, {"logits": vector.logits}, {}, vector.kept)
 
 
 def test_a_patch_that_changes_places_is_reported_and_its_input_judged_by_the_reference_sets(models):
@@ -82,8 +82,8 @@ def test_a_patch_that_changes_places_is_reported_and_its_input_judged_by_the_ref
     gone = np.setdiff1d(kept[1][2], kept[2][2])
     kept[2][2, 0] = gone[0]
     logits = vector.logits.copy()
-    logits[2] = run_given(path, vector.images, kept)[2]
-    found, agreement = compare_selected(path, Reference(vector.images, logits, {}, tuple(kept)), 1e-4)
+    logits[2] = run_given(path, vector.images, kept)["logits"][2]
+    found, agreement = compare_selected(path, Reference(vector.images, {"logits": logits}, {}, tuple(kept)), 1e-4)
     assert agreement.equal == 3
     assert agreement.stages == pytest.approx((1.0, 1.0, 1 - 1 / (4 * 67)))
     assert found.passed
@@ -95,14 +95,14 @@ def test_too_many_patches_that_differ_are_a_mismatch(models):
     vector = VECTORS[0]
     kept = list(vector.kept)
     kept[1] = np.array([np.setdiff1d(np.arange(196), stage)[:96] for stage in kept[1]])
-    wrong = Reference(vector.images, vector.logits, {}, tuple(kept))
+    wrong = Reference(vector.images, {"logits": vector.logits}, {}, tuple(kept))
     with pytest.raises(MismatchError, match=r"keeps 100.0%, .* of the reference's patches, .* at least 99%"):
         compare_selected(models[vector.name, "slim"], wrong, 1e-4)
 
 
 def test_a_reference_of_other_counts_belongs_to_another_model(models):
     vector = VECTORS[0]
-    wrong = Reference(vector.images, vector.logits, {}, vector.kept[:2])
+    wrong = Reference(vector.images, {"logits": vector.logits}, {}, vector.kept[:2])
     with pytest.raises(ModelFileError, match="another model"):
         compare_selected(models[vector.name, "slim"], wrong, 1e-4)
 
@@ -209,7 +209,7 @@ class TestJudgedWithoutSets:
         logits = vector.logits.copy()
         doubtful = np.array(margins) < min({"fp32": 1e-4, "fp16": 3e-3, "bf16": 2.4e-2}[precision], max(margins))
         logits[doubtful] += 1.0
-        made = replace(reference(vector), logits=logits, facts={"margins": margins})
+        made = replace(reference(vector), outputs={"logits": logits}, facts={"margins": margins})
         assert self.judge(models[vector.name, "slim"], made, precision) == judged
 
     def test_all_inputs_count_where_nothing_is_known_of_their_margins(self, models):

@@ -43,6 +43,7 @@ def command(
     ] = None,
     target: opt.CheckpointTarget = None,
     tuning: opt.TuningFile = None,
+    outputs: opt.Outputs = None,
     csv: _Csv = None,
 ) -> None:
     """Time SOURCES."""
@@ -65,6 +66,7 @@ def command(
         target=target,
         tuning=tuning,
         precision=precision.read(),
+        outputs=outputs,
         ema=given.ema,
         progress=out.progress,
         **given.options,

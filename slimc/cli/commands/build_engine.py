@@ -12,6 +12,7 @@ from slimc.cli import options as opt
 if TYPE_CHECKING:
     from slimc.cli.console import Output
     from slimc.compiler.engine import EngineReport
+    from slimc.evaluate.logits import LogitsDifference
 
 SUMMARY = "Build a TensorRT engine from a model or a checkpoint."
 HELP = """Build a TensorRT engine from an ONNX model that slimc wrote, or from a checkpoint.
@@ -44,6 +45,7 @@ def command(
         bool, typer.Option("--verify/--no-verify", help="Compare with the reference where there is a GPU.")
     ] = True,
     batch_size: Annotated[int | None, typer.Option(help="Images in a batch, for a checkpoint. Default: 1.")] = None,
+    outputs: opt.Outputs = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,6 +68,7 @@ def command(
         fused_attention=fused_attention,
         verify=verify,
         batch_size=batch_size,
+        outputs=outputs,
         ema=given.ema,
         progress=out.progress,
         **given.options,
@@ -98,6 +101,16 @@ def _print_lost(out: Output, report: EngineReport) -> None:
         out.warn(f"attention is not fused in {', '.join(dict.fromkeys(blocks))}: {reason}")
 
 
+def _decisions(found: LogitsDifference | None) -> str:
+    """How far logits decide alike; nothing where there are none."""
+    if found is None:
+        return ""
+    return (
+        f", top-1 agreement {found.top1_agreement:.1%}, smallest margin {found.margin:.3g} against an error of "
+        f"{found.max_abs:.3g}"
+    )
+
+
 def _print_report(out: Output, report: EngineReport) -> None:
     facts = report.facts
     rows = [(block.name, block.kernels, f"{block.fused} of {block.attentions}") for block in facts.blocks]
@@ -116,9 +129,8 @@ def _print_report(out: Output, report: EngineReport) -> None:
     graph = report.graph_comparison
     if graph is not None:
         out.print(
-            f"the {facts.precision} graph on the CPU: {graph.max_rel:.2e} of the logits' spread (tolerance "
-            f"{graph.tolerance:.0e}), top-1 agreement {graph.top1_agreement:.1%}, smallest margin {graph.margin:.3g} "
-            f"against an error of {graph.max_abs:.3g}"
+            f"the {facts.precision} graph on the CPU: {graph.max_rel:.2e} of {graph.worst.unit} (tolerance "
+            f"{graph.tolerance:.0e})" + _decisions(graph.logits)
         )
     if report.agreement is not None:
         out.print(report.agreement.describe())
@@ -126,7 +138,7 @@ def _print_report(out: Output, report: EngineReport) -> None:
     if found is None:
         out.print(f"not compared with the reference: {report.unchecked}")
     else:
-        out.print(f"verified on {found.inputs} inputs: {found.max_rel:.2e} of the logits' spread ({facts.precision})")
+        out.print(f"verified on {found.inputs} inputs: {found.max_rel:.2e} of {found.worst.unit} ({facts.precision})")
     out.print(
         f"wrote {report.engine} ({facts.plan_bytes / 1e6:.1f} MB) for {', '.join(facts.targets) or 'SM80+'}"
         f"{opt.overwritten(report.replaced)}"

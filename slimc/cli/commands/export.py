@@ -18,8 +18,7 @@ HELP = """Compile a searched checkpoint into a small, exact, static-shape ONNX m
 
 Writes MODEL.onnx and MODEL.reference.npz (inputs with the PyTorch network's outputs) after comparing the two networks."""
 EXAMPLE = "Example: slimc export checkpoint.pth -o small.onnx --batch-size 1 --target cpu"
-# What says how much of a network is kept, of which the dense one has everything.
-_KEEPING = ("budget", "budget_attn", "budget_mlp", "budget_patch", "keep_rate", "keep_ratios")
+
 
 _Output = Annotated[
     Path | None,
@@ -47,6 +46,7 @@ def command(
     ] = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with the PyTorch network.")] = True,
     data: opt.Data = None,
+    outputs: opt.Outputs = None,
     check_passes: Annotated[
         bool, typer.Option("--check-passes", help="Check every pass in float64, to 1e-9. Takes a while.")
     ] = False,
@@ -60,13 +60,11 @@ def command(
     """Compile CKPT."""
     import slimc
     from slimc.errors import OptionError
-    from slimc.models.options import flag
 
     if dense and masked:
         raise OptionError("--dense and --masked: give one of them, or neither for the slim network")
-    for name in _KEEPING if dense else ():
-        if name in given.options:
-            raise OptionError(f"{flag(name)}: --dense keeps everything; leave one of them out")
+    if dense:
+        given.refuse_budgets("--dense keeps everything; leave one of them out")
     out = printing.output()
     report = slimc.export(
         checkpoint,
@@ -78,6 +76,7 @@ def command(
         opset=opset,
         adaptive=adaptive.read(),
         data=data,
+        outputs=outputs,
         verify=verify,
         check_passes=check_passes,
         ema=given.ema,
@@ -117,12 +116,15 @@ def _print_report(out: Output, report: ExportReport) -> None:
     if found is not None:
         where = f"image {report.worst_file}" if report.worst_file else f"input {found.worst_input}"
         out.print(
-            f"verified on {found.inputs} inputs: max abs {found.max_abs:.2e}, {found.max_rel:.2e} of the logits' spread "
+            f"verified on {found.inputs} inputs: max abs {found.max_abs:.2e}, {found.max_rel:.2e} of {found.worst.unit} "
             f"(tolerance {found.tolerance:.0e}), cosine {found.cosine:.9f}, worst on {where}"
         )
-        masks = "" if compiled.options.variant == "dense" else " under its masks"
-        doubt = "" if report.accuracy is not None else ": no statement about labels"
-        out.print(f"top-1 agreement {found.top1_agreement:.1%} with the PyTorch network{masks}{doubt}")
+        if len(found.outputs) > 1:
+            out.print(f"of their spreads: {', '.join(f'{each.output} {each.max_rel:.2e}' for each in found.outputs)}")
+        if found.logits is not None:
+            masks = "" if compiled.options.variant == "dense" else " under its masks"
+            doubt = "" if report.accuracy is not None else ": no statement about labels"
+            out.print(f"top-1 agreement {found.top1_agreement:.1%} with the PyTorch network{masks}{doubt}")
     if report.accuracy is not None:
         pytorch, model = report.accuracy.pytorch, report.accuracy.model
         out.print(

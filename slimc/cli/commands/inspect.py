@@ -67,6 +67,7 @@ def command(
         ),
     ] = None,
     plot_panel: _Panels = None,
+    outputs: opt.Outputs = None,
 ) -> None:
     """Inspect a checkpoint or a model."""
     from slimc.cli.inspection import Picture, inspect_checkpoint, inspect_model, inspect_usage, panels
@@ -81,14 +82,17 @@ def command(
     drawn = plotting.read(plot_panel or (), available)
     picture = None if plot is None or drawn is None else Picture(plot, drawn, image)
     if data is not None:
-        opt.refuse({**aim.said(), "--image": image}, source, "is run on images and not compiled, with --data")
+        given_here = {**aim.said(), "--image": image, "--outputs": outputs}
+        opt.refuse(given_here, source, "is run on images and not compiled, with --data")
         found = inspect_usage(source, given.options, given.ema, data, picture, out.progress)
     elif source.suffix == ".onnx":
         given.refuse(source, "is compiled already; its options are those it was exported with")
-        opt.refuse(aim.said(), source, "is compiled already; its options are those it was exported with")
+        given_here = {**aim.said(), "--outputs": outputs}
+        opt.refuse(given_here, source, "is compiled already; its options are those it was exported with")
         found = inspect_model(source, picture, out.progress)
     else:
-        found = inspect_checkpoint(source, given.options, given.ema, aim.arguments(), picture, out.progress)
+        how = {**aim.arguments(), "outputs": outputs}
+        found = inspect_checkpoint(source, given.options, given.ema, how, picture, out.progress)
     written = [] if plot is None else [plot]
     values = {**found.values, "replaced": names(found.replaced)}
     out.result("inspect", values, inputs={source: found.sha256, **opt.inputs(aim.tuning, image)}, outputs=written)
@@ -112,6 +116,9 @@ def _print(out: Output, found: Inspection) -> None:
         f"image: {height}x{width} pixels, {structure.grid[0]}x{structure.grid[1]} patches; embedding width {structure.dim}"
     )
     out.print(f"pixels: {found.preprocessing.describe()}")
+    if [output.name for output in found.outputs] not in ([], ["logits"]):
+        for output in found.outputs:
+            out.print(f"output {output.name} {list(output.shape)}: {output.meaning}")
     columns = ("block", "head widths", "computed as", "FFN", "tokens", "keys", "ghosts", "MACs", "of dense")
     out.table("", columns, [_row(layer) for layer in structure.layers])
     if structure.selecting:

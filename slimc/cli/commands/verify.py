@@ -10,8 +10,11 @@ import typer
 from slimc.cli import options as opt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from slimc.cli.console import Output
     from slimc.compiler.verify import Verdict
+    from slimc.evaluate.comparison import Comparison
 
 SUMMARY = "Compare models and engines with the PyTorch network."
 HELP = """Compare models (.onnx) and engines (.engine) with the PyTorch network, by the reference that export wrote.
@@ -35,7 +38,7 @@ def command(
     threads: opt.Threads = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Share of the logits' spread. Default: by precision, 1e-4 fp32, 1e-2 fp16, 8e-2 bf16."),
+        typer.Option(help="Share of an output's spread. Default: by precision, 1e-4 fp32, 1e-2 fp16, 8e-2 bf16."),
     ] = None,
 ) -> None:
     """Verify every artefact."""
@@ -99,6 +102,37 @@ def _agreement_rows(verdicts: list[Verdict]) -> list[tuple[str, list[str]]]:
     ]
 
 
+def _only_logits(found: Sequence[Comparison | None]) -> bool:
+    return all(c is None or [each.output for each in c.outputs] == ["logits"] for c in found)
+
+
+def _max_label(found: Sequence[Comparison | None]) -> str:
+    return "max of the logits' spread" if _only_logits(found) else "max of its spread"
+
+
+def _shape_rows(found: Sequence[Comparison | None]) -> list[tuple[str, list[str]]]:
+    """What was compared: logits, or which outputs, of which the one that is the furthest off is told about."""
+    if _only_logits(found):
+        return [("inputs x classes", [f"{c.inputs} x {c.classes}" if c else "-" for c in found])]
+    return [
+        ("inputs", [str(c.inputs) if c else "-" for c in found]),
+        ("outputs", [", ".join(each.output for each in c.outputs) if c else "-" for c in found]),
+        ("worst output", [c.worst.output if c else "-" for c in found]),
+    ]
+
+
+def _decision_rows(found: Sequence[Comparison | None]) -> list[tuple[str, list[str]]]:
+    """How far logits decide alike, where there are any."""
+    logits = [None if c is None else c.logits for c in found]
+    if not any(logits) and not _only_logits(found):
+        return []
+    return [
+        ("top-1 agreement", [f"{c.top1_agreement:.1%}" if c else "-" for c in logits]),
+        ("top-5 agreement", [f"{c.top5_agreement:.1%}" if c else "-" for c in logits]),
+        ("smallest margin", [f"{c.margin:.3e}" if c else "-" for c in logits]),
+    ]
+
+
 def _worst(verdict: Verdict) -> str:
     if verdict.worst_file is not None:
         return verdict.worst_file.name
@@ -111,16 +145,14 @@ def _print_report(out: Output, verdicts: list[Verdict]) -> None:
     rows: list[tuple[str, list[str]]] = [
         ("back end", [verdict.backend for verdict in verdicts]),
         ("precision", [verdict.artefact.precision for verdict in verdicts]),
-        ("inputs x classes", [f"{c.inputs} x {c.classes}" if c else "-" for c in found]),
+        *_shape_rows(found),
         ("max abs", [f"{c.max_abs:.3e}" if c else "-" for c in found]),
         ("mean abs", [f"{c.mean_abs:.3e}" if c else "-" for c in found]),
         ("99th percentile", [f"{c.p99_abs:.3e}" if c else "-" for c in found]),
-        ("max of the logits' spread", [f"{c.max_rel:.3e}" if c else "-" for c in found]),
+        (_max_label(found), [f"{c.max_rel:.3e}" if c else "-" for c in found]),
         ("tolerance", [f"{c.tolerance:.0e}" if c else "-" for c in found]),
         ("cosine, smallest", [f"{c.cosine:.9f}" if c else "-" for c in found]),
-        ("top-1 agreement", [f"{c.top1_agreement:.1%}" if c else "-" for c in found]),
-        ("top-5 agreement", [f"{c.top5_agreement:.1%}" if c else "-" for c in found]),
-        ("smallest margin", [f"{c.margin:.3e}" if c else "-" for c in found]),
+        *_decision_rows(found),
         ("worst input", [_worst(verdict) for verdict in verdicts]),
         *_agreement_rows(verdicts),
         ("verdict", ["passed" if verdict.passed else "failed" for verdict in verdicts]),

@@ -9,6 +9,7 @@ from typing import Any
 from slimc.compiler.engine import EngineOptions, EngineReport, build_from_network, check_engine
 from slimc.compiler.engine import build_engine as build_from_model
 from slimc.compiler.load import load_network, refuse_loading
+from slimc.compiler.outputs import read_names
 from slimc.compiler.variants import bench_options, listed_paths, subjects
 from slimc.compiler.verify import Against, Verdict, verify_artefact
 from slimc.emit.precision import Precision
@@ -40,7 +41,7 @@ def verify(
         data: a folder of further images, for a checkpoint or a model to compare with.
         backend: "auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino" or "openvino-bf16".
         threads: of one inference on a CPU.
-        tolerance: as a share of the logits' spread; None for that of the artefact's precision.
+        tolerance: as a share of an output's spread; None for that of the artefact's precision.
         ema: see `load`, where `against` is a checkpoint.
         progress: shows what is going on.
         options: see `load`, where `against` is a checkpoint.
@@ -69,6 +70,7 @@ def build_engine(
     fused_attention: bool = True,
     verify: bool = True,
     batch_size: int | None = None,
+    outputs: str | Sequence[str] | None = None,
     ema: bool | None = None,
     progress: Progress = silent,
     **options: Any,  # noqa: ANN401
@@ -85,6 +87,7 @@ def build_engine(
         fused_attention: False keeps TensorRT from fusing attention.
         verify: compare with the reference.
         batch_size: images in a batch, for a checkpoint; None is 1.
+        outputs: see `compile`, for a checkpoint.
         ema: see `load`, for a checkpoint.
         progress: shows what is going on.
         options: see `load`, for a checkpoint.
@@ -106,7 +109,8 @@ def build_engine(
     source = Path(model) if isinstance(model, (str, Path)) else model.path
     path = Path(Path(source.name.removesuffix(".tar")).with_suffix(".engine")) if output is None else Path(output)
     if source.suffix == ".onnx":
-        given = [*said(options, ema), *(["--batch-size"] if batch_size is not None else [])]
+        of_network = {"--batch-size": batch_size, "--outputs": outputs}
+        given = [*said(options, ema), *(name for name, value in of_network.items() if value is not None)]
         if given:
             raise OptionError(f"{given[0]}: says how to compile a checkpoint; {source} is compiled already")
         return build_from_model(source, path, how, progress=progress)
@@ -116,7 +120,8 @@ def build_engine(
             model = load_network(source, options, ema=ema)
     else:
         refuse_loading(model, options, ema)
-    return build_from_network(model, path, how, batch_size=1 if batch_size is None else batch_size, progress=progress)
+    size, names = 1 if batch_size is None else batch_size, read_names(outputs)
+    return build_from_network(model, path, how, batch_size=size, outputs=names, progress=progress)
 
 
 def bench(
@@ -129,6 +134,7 @@ def bench(
     target: str | None = None,
     tuning: str | Path | None = None,
     precision: Precision | None = None,
+    outputs: str | Sequence[str] | None = None,
     ema: bool | None = None,
     progress: Progress = silent,
     **options: Any,  # noqa: ANN401
@@ -144,6 +150,7 @@ def bench(
         target: what checkpoints are compiled for; None takes what suits the back end.
         tuning: a file that `tune` wrote, for checkpoints.
         precision: of checkpoints' matrix products; None is "fp32".
+        outputs: see `compile`, for checkpoints.
         ema: see `load`, for checkpoints.
         progress: shows what is going on.
         options: see `load`, for checkpoints.
@@ -161,7 +168,7 @@ def bench(
         ['dense', 'masked', 'slim']
     """
     check_seconds(seconds)
-    how = bench_options(backend, threads, batch_size, target, tuning, precision, options, ema)
+    how = bench_options(backend, threads, batch_size, target, tuning, precision, options, ema, outputs)
     paths = listed_paths(sources)
     with scratch() as directory:
         found = subjects(paths, how, directory, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from slimc.compiler.compile import Compiled, compile_network
 from slimc.compiler.export import ExportReport, check_export, export_network
 from slimc.compiler.load import load_network, refuse_loading
 from slimc.compiler.options import CompileOptions, check_measured
+from slimc.compiler.outputs import read_names
 from slimc.emit.precision import Precision
 from slimc.errors import BudgetError, OptionError
 from slimc.evaluate.progress import Progress, Stopwatch, silent
@@ -57,6 +58,7 @@ def compile(  # noqa: A001 - as re.compile, torch.compile
     opset: int | None = None,
     adaptive: str | Adaptive | None = None,
     data: str | Path | None = None,
+    outputs: str | Sequence[str] | None = None,
     check_passes: bool = False,
     progress: Progress = silent,
 ) -> Compiled:
@@ -73,6 +75,9 @@ def compile(  # noqa: A001 - as re.compile, torch.compile
         opset: of ONNX, 17 to 23; None takes the oldest that has the operators.
         adaptive: AdaViT: "masked", "conditional", "capacity" or "conditional+capacity"; None takes the fastest exact way.
         data: a folder of images, on which capacities are calibrated and which `Compiled.export` compares on.
+        outputs: one or several names, or a text of them with commas: "logits", "features" (what the head reads), "tokens"
+            (the patches behind the last norm) or "blocks.5" (behind that block), these two also as maps: "tokens:nchw".
+            None takes the logits where the network has a head, else the features, else the tokens.
         check_passes: evaluate the network in float64 after every pass, and compare to 1e-9.
         progress: shows what is going on (`slimc.evaluate.progress`).
 
@@ -86,7 +91,7 @@ def compile(  # noqa: A001 - as re.compile, torch.compile
         >>> [layer.hidden for layer in slim.structure.layers][:3]
         [255, 208, 151]
     """
-    options = _compile_options(target, threads, tuning, variant, batch_size, precision, opset, adaptive, data)
+    options = _compile_options(target, threads, tuning, variant, batch_size, precision, opset, adaptive, data, outputs)
     return compile_network(network, options, check=check_passes, progress=progress)
 
 
@@ -103,6 +108,7 @@ def export(
     opset: int | None = None,
     adaptive: str | Adaptive | None = None,
     data: str | Path | None = None,
+    outputs: str | Sequence[str] | None = None,
     verify: bool = True,
     check_passes: bool = False,
     ema: bool | None = None,
@@ -123,6 +129,7 @@ def export(
         opset: see `compile`.
         adaptive: see `compile`.
         data: see `compile`.
+        outputs: see `compile`.
         verify: compare with the PyTorch network in ONNX Runtime before anything is written.
         check_passes: see `compile`.
         ema: see `load`, for a checkpoint.
@@ -138,7 +145,7 @@ def export(
         >>> report.comparison.passed, report.comparison.top1_agreement
         (True, 1.0)
     """
-    how = _compile_options(target, threads, tuning, variant, batch_size, precision, opset, adaptive, data)
+    how = _compile_options(target, threads, tuning, variant, batch_size, precision, opset, adaptive, data, outputs)
     watch = Stopwatch(progress)
     if isinstance(network, (str, Path)):
         check_export(Path(network), Path(output), how, verify=verify, check_passes=check_passes)
@@ -156,7 +163,7 @@ def _load_dense(checkpoint: str | Path, ema: bool | None, options: Mapping[str, 
     try:
         return load(checkpoint, ema=ema, **options)
     except BudgetError:
-        if any(name in options for name in _ALL):
+        if any(name.startswith(("budget", "keep_")) for name in options):
             raise
         try:
             return load(checkpoint, ema=ema, **options, **{_ALL[0]: 1.0})
@@ -176,6 +183,7 @@ def _compile_options(
     opset: int | None,
     adaptive: str | Adaptive | None,
     data: str | Path | None,
+    outputs: str | Sequence[str] | None,
 ) -> CompileOptions:
     measured = "--tuning" if tuning is not None else "--threads" if threads is not None else None
     if isinstance(target, str):
@@ -190,6 +198,7 @@ def _compile_options(
         precision=precision,
         adaptive=find_adaptive(adaptive) if isinstance(adaptive, str) else adaptive,
         data=None if data is None else Path(data),
+        outputs=read_names(outputs),
     )
     check_measured(options, measured)
     return options
