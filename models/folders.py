@@ -85,12 +85,12 @@ def _read_timm(
     path = folder / CONFIG
     name, arguments = config["architecture"], _object(path, config, "model_args")
     published = _object(path, config, "pretrained_cfg")
-    module = _create(path, name, {**_stated(config, published), **arguments, **given}, tuple(given))
+    module = create_module(path, name, {**_stated(config, published), **arguments, **given}, tuple(given))
     weights = read_weights(folder)
-    warnings = [*weights.warnings, *_load(module, weights)]
+    warnings = [*weights.warnings, *load_state(module, weights)]
     if image is not None:
-        _resize(module, image)
-    _classes(module, num_classes)
+        resize_module(module, image)
+    choose_classes(module, num_classes)
     args = {key: published[key] for key in _PREPROCESSING if published.get(key) is not None}
     size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     if size is not None:
@@ -121,7 +121,7 @@ def _stated(config: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str
     return found
 
 
-def _create(path: Path, name: str, arguments: Mapping[str, Any], given: tuple[str, ...]) -> torch.nn.Module:
+def create_module(path: Path, name: str, arguments: Mapping[str, Any], given: tuple[str, ...]) -> torch.nn.Module:
     """A network of timm's, by its name, with whatever weights.
 
     Raises:
@@ -150,7 +150,7 @@ def _create(path: Path, name: str, arguments: Mapping[str, Any], given: tuple[st
     return module.float()
 
 
-def _load(module: torch.nn.Module, weights: FolderWeights) -> list[str]:
+def load_state(module: torch.nn.Module, weights: FolderWeights) -> list[str]:
     """Fill in the weights; those under an older release's names are renamed as timm does. Says what was done."""
     state = dict(weights.state)
     if state and all(name.startswith(_WRAPPER) for name in state):
@@ -173,7 +173,7 @@ def _renamed(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> dict
         return None
 
 
-def _resize(module: torch.nn.Module, image: tuple[int, int]) -> None:
+def resize_module(module: torch.nn.Module, image: tuple[int, int]) -> None:
     """Resize positions for images of the size `image`, as timm does."""
     size = f"the image size {image[0]}x{image[1]}"
     patches = getattr(module, "patch_embed", None)
@@ -189,7 +189,7 @@ def _resize(module: torch.nn.Module, image: tuple[int, int]) -> None:
         resize(img_size=image)
 
 
-def _classes(module: torch.nn.Module, wanted: int | None) -> None:
+def choose_classes(module: torch.nn.Module, wanted: int | None) -> None:
     """Leave out the classifier where 0 classes are `wanted`."""
     there = getattr(module, "num_classes", None)
     if wanted is None or wanted == there:

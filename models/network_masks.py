@@ -128,13 +128,7 @@ def _finished(model: ir.Model, blocks: list[_Collected], pool: _Collected, rows:
     for block, collected, own in zip(model.blocks, blocks, rows, strict=True):
         tokens: FloatArray | None = None
         if not own.all():
-            assert isinstance(block.attention, ir.Attention)
-            turned = [head for head in block.attention.heads if head.rotation is not None]
-            if any(ghost_operands(block.attention, head)[0].any() for head in turned):
-                raise OptionError(
-                    f"masks: {block.name}.patches: its keys have a bias that is turned by position, so that masked patches "
-                    "differ and cannot leave; keep all patches"
-                )
+            check_rows(block, f"masks: {block.name}.patches")
             tokens = np.concatenate([np.ones(model.prefix, own.dtype), own])
         finished.append(replace(collected.masks(), tokens=tokens))
     read: IndexArray | None = None
@@ -145,6 +139,21 @@ def _finished(model: ir.Model, blocks: list[_Collected], pool: _Collected, rows:
             raise OptionError("masks: the last block sees no patch, and nothing is left to pool; keep one")
         read = kept
     return NetworkMasks(tuple(finished), None if not pool.heads else pool.masks(), read)
+
+
+def check_rows(block: ir.Block, name: str) -> None:
+    """Check that rows may be masked in `block`, by the mask `name`.
+
+    Raises:
+        OptionError: the keys of masked rows differ.
+    """
+    assert isinstance(block.attention, ir.Attention)
+    turned = [head for head in block.attention.heads if head.rotation is not None]
+    if any(ghost_operands(block.attention, head)[0].any() for head in turned):
+        raise OptionError(
+            f"{name}: its keys have a bias that is turned by position, so that masked patches differ and cannot leave; keep "
+            "all patches"
+        )
 
 
 def apply_masks(model: ir.Model, masks: NetworkMasks, order: IndexArray | None) -> ir.Model:

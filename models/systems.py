@@ -20,15 +20,18 @@ class VitSlim(System):
     title = "ViT-Slim"
     looks = "blocks.i.attn.zeta and blocks.i.attn.patch_zeta"
     options = VitSlimOptions
+    backbones = True
 
     def recognises(self, keys: Collection[str]) -> bool:
         """Whether there are zetas."""
         return _any_block(keys, (".attn.patch_zeta", ".attn.zeta", ".mlp.zeta"))
 
     def load(self, checkpoint: Checkpoint, options: Any) -> Network:  # noqa: ANN401
-        """See `slimc.models.vit_slim`."""
-        from slimc.models import vit_slim
+        """See `slimc.models.vit_slim` and, for backbones of timm's, `slimc.models.vit_slim_backbones`."""
+        from slimc.models import vit_slim, vit_slim_backbones
 
+        if vit_slim_backbones.has_backbone(checkpoint, options):
+            return vit_slim_backbones.load(checkpoint, options, self)
         return vit_slim.load(checkpoint, options, self)
 
     def facts(self, settings: Mapping[str, Any], details: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -123,8 +126,7 @@ class PlainVit(System):
 
 
 PLAIN = PlainVit()
-# In this order; what is recognised by one is not offered to those behind it.
-SYSTEMS: tuple[System, ...] = (VitSlim(), DynamicVit(), AdaVit(), PLAIN)
+SYSTEMS: tuple[System, ...] = (PLAIN, VitSlim(), DynamicVit(), AdaVit())
 
 
 def recognises(keys: Collection[str]) -> bool:
@@ -138,7 +140,10 @@ def recognise(checkpoint: Checkpoint) -> System:
     Raises:
         CheckpointError: it is of none.
     """
-    for system in SYSTEMS:
+    for system in (
+        *(system for system in SYSTEMS if system is not PLAIN),
+        PLAIN,
+    ):  # searched networks are plain ones too
         if system.recognises(checkpoint.state.keys()):
             return system
     from slimc.files.checkpoint import ACCEPTED

@@ -53,11 +53,11 @@ def from_checkpoint(checkpoint: Checkpoint, options: ModelOptions) -> Source:
     state = checkpoint.state
     head = state.get("head.weight")
     classes = {"num_classes": 0 if head is None else int(head.shape[0])}
-    module = folders._create(checkpoint.path, name, {**classes, **arguments}, tuple(arguments))
-    warnings = folders._load(module, FolderWeights(checkpoint.path, state, checkpoint.sha256))
+    module = folders.create_module(checkpoint.path, name, {**classes, **arguments}, tuple(arguments))
+    warnings = folders.load_state(module, FolderWeights(checkpoint.path, state, checkpoint.sha256))
     if options.img_size is not None:
-        folders._resize(module, options.img_size)
-    folders._classes(module, options.num_classes)
+        folders.resize_module(module, options.img_size)
+    folders.choose_classes(module, options.num_classes)
     return Source(
         module=module.eval(),
         path=checkpoint.path,

@@ -103,10 +103,14 @@ def build(source: Source, options: ModelOptions, system: System, masks: Mapping[
         read=read_outputs,
         warnings=(*source.warnings, *warnings),
     )
-    return network if masks is None else _with_masks(network, source.module, head, read_masks(dense, masks))
+    return network if masks is None else under_masks(network, source.module, read_masks(dense, masks), head)
 
 
-def _with_masks(network: Network, module: nn.Module, head: nn.Linear | None, masks: NetworkMasks) -> Network:
+def under_masks(network: Network, module: nn.Module, masks: NetworkMasks, head: nn.Linear | None = None) -> Network:
+    """The unmasked `network`, whose `module` of timm's this is, under `masks`; `head` is its classifier, where it is no part
+    of the module.
+    """
+
     def pytorch(variant: Variant) -> nn.Module:
         if variant == "dense":
             return network.pytorch("dense")
@@ -125,7 +129,7 @@ def mask_network(network: Network, masks: Mapping[str, Any]) -> Network:
     reference = network.pytorch("dense")
     if not isinstance(reference, TimmReference) or network.masked is not network.dense:
         raise OptionError(f"masks: {network.path} has masks of its own; expected a plain vision transformer")
-    return _with_masks(network, reference.network, reference.concatenated, read_masks(network.dense, masks))
+    return under_masks(network, reference.network, read_masks(network.dense, masks), reference.concatenated)
 
 
 def _concatenated(model: ir.Model, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[ir.Model, nn.Linear]:

@@ -231,7 +231,7 @@ def without_masks(model: ir.Model) -> ir.Model:
     for block in model.blocks:
         assert isinstance(block.attention, ir.Attention)
         assert isinstance(block.mlp, ir.Mlp)
-        heads = tuple(replace(head, mask=None) for head in block.attention.heads)
+        heads = tuple(replace(head, mask=None, value_mask=None) for head in block.attention.heads)
         attention = replace(block.attention, heads=heads, token_mask=None)
         blocks.append(replace(block, attention=attention, mlp=replace(block.mlp, mask=None, token_mask=None)))
     return replace(model, blocks=tuple(blocks))

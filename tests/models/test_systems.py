@@ -69,6 +69,7 @@ def test_its_option_has_a_panel_of_its_title():
         "Arguments",
         "Options",
         "Checkpoint",
+        "Plain ViT",
         "ViT-Slim",
         "DynamicViT",
         "AdaViT",
@@ -114,7 +115,7 @@ def test_options_of_others_are_refused_on_its_checkpoints(checkpoint, tmp_path):
 
 
 def test_python_knows_it_too(checkpoint, monkeypatch):
-    with pytest.raises(slimc.CheckpointError, match="a timm ViT without masks"):
+    with pytest.raises(slimc.OptionError, match="--toy-share: Plain ViT checkpoints have no such setting"):
         slimc.load(checkpoint, toy_share=0.6)
     monkeypatch.setattr(systems, "SYSTEMS", toy.SYSTEMS)
     network = slimc.load(checkpoint, toy_share=0.6)

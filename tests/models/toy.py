@@ -39,7 +39,7 @@ class Toy(System):
         from slimc.models import vit_slim
 
         renamed = {key.replace("toy_zeta", "zeta"): weight for key, weight in checkpoint.state.items()}
-        translated = VitSlimOptions(options.img_size, options.num_heads, budget=options.toy_share)
+        translated = VitSlimOptions(img_size=options.img_size, num_heads=options.num_heads, budget=options.toy_share)
         return vit_slim.load(replace(checkpoint, state=renamed), translated, self)
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 NAMES = ("args", "hyper_parameters", "config", "cfg", "hparams", "opt")
 # Where timm keeps what a network was trained with.
 CONFIGURATIONS = ("pretrained_cfg", "default_cfg")
+# Where it keeps the name of the network, beside the weights.
+ARCHITECTURES = ("architecture", "arch")
 _MOST_VALUES = 10_000
 _DEEPEST = 8
 _LONGEST_ARRAY = 1024
@@ -39,10 +41,13 @@ def find_arguments(places: Iterable[Mapping[Any, Any]]) -> tuple[str | None, dic
     """The first arguments in any of `places`, and the name they were found under; none and empty where there are none.
 
     Numbers of NumPy and torch are numbers, and so is text that is one; what is neither a number, text, nor made of such is
-    left out. timm's configuration comes to the same level, where the file has one beside them.
+    left out. timm's configuration and name of the network come to the same level, where the file has them beside these.
     """
     places = list(places)
-    configurations = {
+    configurations: dict[str, Any] = {
+        name: place[name] for place in places for name in ARCHITECTURES if isinstance(place.get(name), str)
+    }
+    configurations |= {
         name: plain for place in places for name in CONFIGURATIONS if (plain := _plain_arguments(place.get(name)))
     }
     for place in places:
