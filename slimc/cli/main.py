@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 outputs do not match; 2 bad usage or bad input; 3 somethin
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -24,6 +25,8 @@ from slimc.errors import InternalError, SlimcError
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell says it: 128 and the number of the signal
+# The option that takes several KEY=VALUE, and what is one.
+_ASSIGNMENTS, _ASSIGNMENT = "--model-kwargs", re.compile(r"[A-Za-z_]\w*=")
 
 app = typer.Typer(
     name="slimc",
@@ -108,7 +111,8 @@ def _leave(code: int) -> NoReturn:
 def run() -> int:
     """Run the command line and return its exit code."""
     try:
-        code = app(standalone_mode=False, prog_name="slimc")  # however it was started, for help and completion
+        # The name is that however it was started, for help and completion.
+        code = app(_repeated(sys.argv[1:]), standalone_mode=False, prog_name="slimc")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except BrokenPipeError:
@@ -131,6 +135,22 @@ def run() -> int:
     if code == _INTERRUPTED:
         sys.stderr.write("interrupted\n")
     return code if isinstance(code, int) else 0
+
+
+def _repeated(arguments: list[str]) -> list[str]:
+    """`arguments` with the option of several KEY=VALUE, as timm's scripts take them, repeated before each of them."""
+    found: list[str] = []
+    taking, started = False, False
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            return [*found, *arguments[i:]]
+        if taking and _ASSIGNMENT.match(argument):
+            found += [argument] if started else [_ASSIGNMENTS, argument]
+        else:
+            taking = argument.split("=", 1)[0] == _ASSIGNMENTS
+            found.append(argument)
+        started = argument == _ASSIGNMENTS
+    return found
 
 
 def _say(message: str, code: int) -> int:

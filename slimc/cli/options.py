@@ -223,6 +223,12 @@ class Given:
         for option in said(self.options, self.ema):
             raise OptionError(f"{option}: {source} {reason}")
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that the options name."""
+        masks = self.options.get("masks")
+        return () if masks is None else (Path(masks),)
+
     def refuse_budgets(self, reason: str) -> None:
         """Refuse what says how much of a network is kept, where nothing is cut.
 
@@ -230,7 +236,7 @@ class Given:
             OptionError: it was said.
         """
         for name in self.options:
-            if name.startswith(("budget", "keep_")):
+            if name.startswith(("budget", "keep_", "masks")):
                 raise OptionError(f"{flag(name)}: {reason}")
 
 
@@ -250,7 +256,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
     The signature that typer reads is that of `command`, where a parameter that is a group is replaced by the group's fields.
     `Given` stands for ``--ema`` and the fields of every system's options (`slimc.models.options`), in a panel of ``--help``
-    for each.
+    for each; a field that is a list may be given several times.
     """
     own = inspect.signature(command, eval_str=True).parameters
     groups = {name: parameter.annotation for name, parameter in own.items() if is_dataclass(parameter.annotation)}
@@ -276,7 +282,7 @@ def _collected(group: Any, arguments: dict[str, Any]) -> object:  # noqa: ANN401
         return group(**{field.name: arguments.pop(field.name) for field in fields(group)})
     ema = arguments.pop("ema")
     options = {name: _parsed(name, parse, arguments.pop(name)) for name, parse in _parsers().items()}
-    return Given(ema, {name: value for name, value in options.items() if value is not None})
+    return Given(ema, {name: value for name, value in options.items() if value is not None and value != []})
 
 
 def _fields_of(group: Any) -> list[inspect.Parameter]:  # noqa: ANN401 - a dataclass
@@ -321,9 +327,19 @@ def _parsed(name: str, parse: Callable[[str, str], Any] | None, value: Any) -> A
 
 
 def inputs(*paths: Path | None) -> dict[Path, None]:
-    """Those of `paths` that were given, and what describes engines, as inputs of `slimc.cli.console.Output.result`."""
-    given = [path for path in paths if path is not None]
+    """Those of `paths` that were given, as inputs of `slimc.cli.console.Output.result`.
+
+    An engine stands there with what describes it, and a folder with the files that it holds a network in.
+    """
+    from slimc.files.digest import files_of
+
+    given = [file for path in paths if path is not None for file in files_of(path)]
     return dict.fromkeys([*given, *(path.with_name(f"{path.name}.json") for path in given if path.suffix == ".engine")])
+
+
+def checkpoint_inputs(path: Path, sha256: str | None) -> dict[Path, str | None]:
+    """A checkpoint, whose digest may be known, as an input; see `inputs`."""
+    return dict(inputs(path)) if path.is_dir() else {path: sha256}
 
 
 def overwritten(paths: Iterable[Path]) -> str:

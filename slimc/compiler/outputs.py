@@ -29,7 +29,8 @@ def with_outputs(network: Network, names: Sequence[str] | None, option: str = "-
     if network.read is None:
         raise OptionError(f"{option}: {network.system.title} networks give logits only; expected logits")
     try:
-        masked, dense = (ir.choose_outputs(model, names) for model in (network.masked, network.dense))
+        masked = ir.choose_outputs(network.masked, names)
+        dense = masked if network.dense is network.masked else ir.choose_outputs(network.dense, names)
     except OptionError as error:
         raise OptionError(f"{option}: {str(error).removeprefix('--outputs: ')}") from None
     return replace(network, masked=masked, dense=dense)

@@ -191,14 +191,15 @@ def _checkpoint(
 ) -> list[Subject]:
     """The three networks of a checkpoint on one back end, one of which slimc made small."""
     builds = backend in _ENGINE_BACKENDS
-    name = options.target or ("sm80" if builds or "cuda" in backend else "cpu")
+    aim = options.target or ("sm80" if builds or "cuda" in backend else "cpu")
     threads = options.threads if runs_on_cpu(network.path, backend) else None
-    target = find_target(name, threads=threads if name == "cpu" else None, tuning=options.tuning)
+    target = find_target(aim, threads=threads if aim == "cpu" else None, tuning=options.tuning)
     how = CompileOptions(target=target, precision=options.precision or "fp32")
     check_measured(how, None if options.tuning is None else "--tuning")
     found = []
     for variant in VARIANTS:
-        label = f"{network.path.stem} {variant}, batch {batch_size}"
+        name = network.path.resolve().name if network.path.is_dir() else network.path.stem
+        label = f"{name} {variant}, batch {batch_size}"
         with progress(f"compiling {label}"):
             model, macs = _compiled(network, variant, backend, batch_size, target, options, folder)
         session = open_session(model, backend if model.suffix == ".onnx" else "auto", threads=threads)
@@ -206,13 +207,13 @@ def _checkpoint(
             Subject(
                 name=f"{label} [{session.backend}]",
                 session=session,
-                family=f"{network.path.stem}, batch {batch_size} [{session.backend}]",
+                family=f"{name}, batch {batch_size} [{session.backend}]",
                 variant=variant,
                 macs=macs,
                 precision=options.precision or "fp32",
                 target=target.name,
                 threads=threads,
-                label=f"{network.path.stem} {variant}",
+                label=f"{name} {variant}",
                 preprocessing=network.preprocessing,
                 warnings=network.warnings,
             )

@@ -59,6 +59,13 @@ def check_output(path: Path, suffixes: tuple[str, ...], option: str = "--output"
         raise OptionError(f"{option}: {path} ends in {path.suffix or 'no suffix'}; expected {' or '.join(suffixes)}")
 
 
+def default_output(source: Path, suffix: str) -> Path:
+    """``checkpoint.onnx`` in the current directory for ``.../checkpoint.pth.tar``; a folder's whole name before `suffix`."""
+    if source.is_dir():
+        return Path(f"{source.resolve().name or 'model'}{suffix}")
+    return Path(Path(source.name.removesuffix(".tar")).with_suffix(suffix).name)
+
+
 @contextmanager
 def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
     """Temporary paths for `targets`, renamed into place together when the body ends well and removed when it does not.

@@ -83,7 +83,7 @@ def command(
     out.result(
         "bench",
         bench_json(measurements, shares, doubts, replaced),
-        inputs=opt.inputs(*sources, tuning),
+        inputs=opt.inputs(*sources, *given.files, tuning),
         outputs=written,
     )
     _print_report(out, measurements, shares)

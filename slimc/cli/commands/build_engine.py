@@ -74,7 +74,9 @@ def command(
         **given.options,
     )
     written = [report.engine, facts_path(report.engine), *([] if report.reference is None else [report.reference])]
-    out.result("build-engine", engine_json(report), inputs=opt.inputs(model, _reference(model)), outputs=written)
+    out.result(
+        "build-engine", engine_json(report), inputs=opt.inputs(model, *given.files, _reference(model)), outputs=written
+    )
     _print_report(out, report)
 
 

@@ -62,7 +62,7 @@ def command(
         progress=out.progress,
         **given.options,
     )
-    out.result("eval", eval_json(report, data), inputs=opt.inputs(*sources, class_map, tuning))
+    out.result("eval", eval_json(report, data), inputs=opt.inputs(*sources, *given.files, class_map, tuning))
     _print_report(out, report)
     for warning in report.warnings:
         out.warn(warning)

@@ -30,7 +30,9 @@ _Output = Annotated[
 
 @opt.expand
 def command(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .pth, .pth.tar, .pt or .safetensors file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="A .pth, .pth.tar, .pt or .safetensors file, or a folder.")
+    ],
     given: opt.Given,
     printing: opt.Printing,
     aim: opt.ModelTarget,
@@ -60,6 +62,7 @@ def command(
     """Compile CKPT."""
     import slimc
     from slimc.errors import OptionError
+    from slimc.files.output import default_output
 
     if dense and masked:
         raise OptionError("--dense and --masked: give one of them, or neither for the slim network")
@@ -68,7 +71,7 @@ def command(
     out = printing.output()
     report = slimc.export(
         checkpoint,
-        default_output(checkpoint) if output is None else output,
+        default_output(checkpoint, ".onnx") if output is None else output,
         **aim.arguments(),
         variant="dense" if dense else "masked" if masked else "slim",
         batch_size=batch_size,
@@ -86,19 +89,13 @@ def command(
     from slimc.cli.results import export_json
 
     network = report.compiled.network
-    read = {checkpoint: network.sha256, **opt.inputs(aim.tuning)}
+    read = {**opt.checkpoint_inputs(checkpoint, network.sha256), **opt.inputs(*given.files, aim.tuning)}
     out.result("export", export_json(report), inputs=read, outputs=report.written)
     _print_report(out, report)
     for name, reason in report.kept_float32.items():
         out.warn(f"{name} stays float32: {reason}")
     for warning in (*network.warnings, *report.warnings):
         out.warn(warning)
-
-
-def default_output(checkpoint: Path) -> Path:
-    """``checkpoint.onnx`` in the current directory for ``.../checkpoint.pth.tar``."""
-    name = checkpoint.name.removesuffix(".tar")
-    return Path(Path(name).with_suffix(".onnx").name)
 
 
 def _print_report(out: Output, report: ExportReport) -> None:

@@ -95,7 +95,8 @@ def command(
         found = inspect_checkpoint(source, given.options, given.ema, how, picture, out.progress)
     written = [] if plot is None else [plot]
     values = {**found.values, "replaced": names(found.replaced)}
-    out.result("inspect", values, inputs={source: found.sha256, **opt.inputs(aim.tuning, image)}, outputs=written)
+    read = {**opt.checkpoint_inputs(source, found.sha256), **opt.inputs(*given.files, aim.tuning, image)}
+    out.result("inspect", values, inputs=read, outputs=written)
     if found.usage is not None:
         _print_usage(out, found.usage)
     else:

@@ -61,7 +61,9 @@ def command(
         for path in artefacts
     ]
     passed = all(verdict.passed for verdict in verdicts)
-    out.result("verify", verify_json(verdicts, against, data), inputs=_read(artefacts, against))
+    out.result(
+        "verify", verify_json(verdicts, against, data), inputs={**_read(artefacts, against), **opt.inputs(*given.files)}
+    )
     _print_report(out, verdicts)
     out.print("PASSED" if passed else "FAILED")
     if not passed:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from slimc.compiler.api.networks import load
 from slimc.compiler.engine import EngineOptions, EngineReport, build_from_network, check_engine
 from slimc.compiler.engine import build_engine as build_from_model
 from slimc.compiler.load import load_network, refuse_loading
@@ -16,9 +17,12 @@ from slimc.emit.precision import Precision
 from slimc.errors import OptionError
 from slimc.evaluate.latency import Measurement, check_seconds, measure
 from slimc.evaluate.progress import Progress, silent
-from slimc.files.output import scratch
+from slimc.files.output import default_output, scratch
 from slimc.models.options import said
 from slimc.models.system import Network
+
+if TYPE_CHECKING:
+    import torch
 
 
 def verify(
@@ -61,7 +65,7 @@ def verify(
 
 
 def build_engine(
-    model: str | Path | Network,
+    model: str | Path | Network | torch.nn.Module,
     output: str | Path | None = None,
     *,
     precision: Precision | None = None,
@@ -78,7 +82,7 @@ def build_engine(
     """Build a TensorRT or TensorRT-RTX engine, and compare it with the reference where there is a GPU.
 
     Args:
-        model: an ONNX model that slimc wrote, a checkpoint, or what `load` returned.
+        model: an ONNX model that slimc wrote, what `load` takes, or what it returned.
         output: the engine to write, which ends in .engine; None puts it into the current directory under the model's name.
         precision: of matrix products: "fp32", "fp16" or "bf16"; None takes the model's own, "fp32" for a checkpoint.
         target: one or several of "sm75" ... "sm121"; None takes this machine's GPU, else what the model was exported for,
@@ -106,8 +110,10 @@ def build_engine(
     targets = () if target is None else (target,) if isinstance(target, str) else tuple(target)
     targets = tuple(dict.fromkeys(name.lower() for name in targets))
     how = EngineOptions(backend, targets, precision, fused_attention, verify)
+    if not isinstance(model, (str, Path, Network)):
+        model, options, ema = load(model, ema=ema, **options), {}, None
     source = Path(model) if isinstance(model, (str, Path)) else model.path
-    path = Path(Path(source.name.removesuffix(".tar")).with_suffix(".engine")) if output is None else Path(output)
+    path = default_output(source, ".engine") if output is None else Path(output)
     if source.suffix == ".onnx":
         of_network = {"--batch-size": batch_size, "--outputs": outputs}
         given = [*said(options, ema), *(name for name, value in of_network.items() if value is not None)]

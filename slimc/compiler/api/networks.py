@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slimc.compiler.adaptive import Adaptive, find_adaptive
 from slimc.compiler.compile import Compiled, compile_network
 from slimc.compiler.export import ExportReport, check_export, export_network
-from slimc.compiler.load import load_network, refuse_loading
+from slimc.compiler.load import load_module, load_network, refuse_loading
 from slimc.compiler.options import CompileOptions, check_measured
 from slimc.compiler.outputs import read_names
 from slimc.emit.precision import Precision
@@ -18,15 +18,25 @@ from slimc.evaluate.progress import Progress, Stopwatch, silent
 from slimc.models.system import Network, Variant
 from slimc.targets.target import Target, find_target
 
+if TYPE_CHECKING:
+    import torch
+
 # At 1 they keep everything: of ViT-Slim, and of DynamicViT.
 _ALL = ("budget", "keep_rate")
 
 
-def load(checkpoint: str | Path, *, ema: bool | None = None, **options: Any) -> Network:  # noqa: ANN401
-    """Read a searched checkpoint and understand it.
+def load(
+    checkpoint: str | Path | torch.nn.Module,
+    *,
+    ema: bool | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Network:
+    """Read a searched checkpoint, or any plain vision transformer, and understand it.
 
     Args:
-        checkpoint: a .pth, .pth.tar, .pt or .safetensors file of ViT-Slim, DynamicViT or AdaViT. Nothing in it is executed.
+        checkpoint: a .pth, .pth.tar, .pt or .safetensors file of ViT-Slim, DynamicViT or AdaViT, or of a vision transformer
+            that timm has; a folder with config.json and weights, as timm and Hugging Face write it; or a module of timm's.
+            Nothing in a file is executed.
         ema: take the averaged weights; None leaves it to the system's own evaluation.
         options: what the checkpoint does not say itself: ``budget=0.7``, ``keep_rate=0.7``, ``num_heads=6``,
             ``state_key="student"`` where it has several networks, and whatever else ``slimc export --help`` lists for its
@@ -43,7 +53,11 @@ def load(checkpoint: str | Path, *, ema: bool | None = None, **options: Any) -> 
         >>> net.settings["budgets"]
         {'attn': 0.7, 'mlp': 0.7, 'patch': 0.7}
     """
-    return load_network(Path(checkpoint), options, ema=ema)
+    if isinstance(checkpoint, (str, Path)):
+        return load_network(Path(checkpoint), options, ema=ema)
+    if ema is not None:
+        raise OptionError("ema: says which weights of a file to take; a module has its own")
+    return load_module(checkpoint, options)
 
 
 def compile(  # noqa: A001 - as re.compile, torch.compile
@@ -96,7 +110,7 @@ def compile(  # noqa: A001 - as re.compile, torch.compile
 
 
 def export(
-    network: str | Path | Network,
+    network: str | Path | Network | torch.nn.Module,
     output: str | Path,
     *,
     target: str | Target = "generic",
@@ -118,7 +132,7 @@ def export(
     """Load, compile and export in one go, which needs the least memory; see `load`, `compile` and `Compiled.export`.
 
     Args:
-        network: a checkpoint, or what `load` returned.
+        network: what `load` takes, or what it returned.
         output: the model to write, which ends in .onnx; its reference lands beside it.
         target: see `compile`.
         threads: see `compile`.
@@ -151,8 +165,11 @@ def export(
         check_export(Path(network), Path(output), how, verify=verify, check_passes=check_passes)
         with watch.stage("load", f"reading {Path(network).name}"):
             network = _load_dense(network, ema, options) if variant == "dense" else load(network, ema=ema, **options)
-    else:
+    elif isinstance(network, Network):
         refuse_loading(network, options, ema)
+    else:
+        with watch.stage("load", "reading the module"):
+            network = load(network, ema=ema, **options)
     return export_network(
         network, Path(output), how, verify=verify, check_passes=check_passes, watch=watch, progress=progress
     )
