@@ -28,6 +28,7 @@ from slimc.errors import (
 if TYPE_CHECKING:
     from slimc.compiler.api.accuracy import accuracy
     from slimc.compiler.api.artefacts import bench, build_engine, verify
+    from slimc.compiler.api.masks import mask
     from slimc.compiler.api.networks import compile, export, load  # noqa: A004 - as in re and torch
     from slimc.compiler.compile import Compiled
     from slimc.compiler.engine import EngineReport
@@ -70,6 +71,7 @@ __all__ = [
     "export",
     "find_target",
     "load",
+    "mask",
     "read_metadata",
     "tune",
     "verify",
@@ -82,6 +84,7 @@ _MOVED = {"slimc.images": "slimc.files.images"}
 _MODULES = {
     "slimc.compiler.api.accuracy": ("accuracy",),
     "slimc.compiler.api.artefacts": ("bench", "build_engine", "verify"),
+    "slimc.compiler.api.masks": ("mask",),
     "slimc.compiler.api.networks": ("compile", "export", "load"),
     "slimc.compiler.compile": ("Compiled",),
     "slimc.compiler.engine": ("EngineReport",),

@@ -19,6 +19,7 @@ PUBLIC = {
     *(
         "accuracy",
         "load",
+        "mask",
         "compile",
         "export",
         "verify",
