@@ -1,13 +1,17 @@
-"""timm's plain vision transformers for tests: every entry point with its own switches, a tiny geometry and random weights."""
+"""timm's plain vision transformers for tests: every entry point, its own switches, a tiny geometry, random weights."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from timm.models import model_entrypoint
+
+from slimc import ir
+from slimc.ir.interpret.attention import ghost_operands
 
 MODULES = ("vision_transformer", "eva", "deit")
 
@@ -67,3 +71,44 @@ def _patch_size(name: str) -> int:
     if len(found) > 1:
         return int("".join(c for c in found[1][:3] if c.isdigit()))
     return 16
+
+
+def masks_of(model: ir.Model, random: np.random.Generator) -> dict[str, Any]:
+    """Random masks of every kind that `model` allows, by name: about a third of everything goes."""
+
+    def draw(*shape: int) -> np.ndarray[Any, Any]:
+        return (random.random(shape) > 0.35).astype(np.float32)
+
+    found: dict[str, Any] = {}
+    for i, block in enumerate(model.blocks):
+        attention, mlp = block.attention, block.mlp
+        assert isinstance(attention, ir.Attention)
+        assert isinstance(mlp, ir.Mlp)
+        heads, d_qk, d_v = len(attention.heads), *(len(getattr(attention.heads[0], k).weight) for k in ("key", "value"))
+        found |= {f"blocks.{i}.v": draw(heads, d_v), f"blocks.{i}.hidden": draw(len(mlp.up.weight))}
+        if attention.query_norm is None and attention.key_norm is None:
+            found[f"blocks.{i}.qk"] = draw(heads, d_qk)
+    found["blocks.1.heads"] = draw(heads)
+    if not any(_turns_bias(block) for block in model.blocks):
+        patches = model.grid[0] * model.grid[1]
+        first = np.ones(patches, np.float32)
+        first[random.integers(patches)] = 0
+        last = first.copy()
+        last[random.permutation(np.flatnonzero(first))[:2]] = 0
+        found["patches"] = np.stack([first, last])
+    pool = model.classifier.pool
+    if isinstance(pool, ir.LatentPool):
+        found |= {
+            "attn_pool.heads": draw(len(pool.heads)),
+            "attn_pool.v": draw(len(pool.heads), len(pool.heads[0].value.weight)),
+        }
+        if pool.mlp is not None:
+            found["attn_pool.hidden"] = draw(len(pool.mlp.up.weight))
+    return found
+
+
+def _turns_bias(block: ir.Block) -> bool:
+    """Whether keys have a bias that is turned by position, so that masked rows cannot leave."""
+    assert isinstance(block.attention, ir.Attention)
+    heads = block.attention.heads
+    return any(h.rotation is not None and ghost_operands(block.attention, h)[0].any() for h in heads)
