@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -106,3 +107,15 @@ def parameters(model: onnx.ModelProto) -> int:
     """Entries of the float initializers."""
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats)
+
+
+def with_features(path: Path, value: str = "head.norm") -> Path:
+    """The model at `path` with what its head reads as another output, beside it."""
+    model = infer_shapes(onnx.load(path))
+    info = next(info for info in model.graph.value_info if info.name == value)
+    sizes = [size.dim_value for size in info.type.tensor_type.shape.dim]
+    model.graph.node.append(onnx.helper.make_node("Identity", [value], ["features"], name="features"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, sizes))
+    made = path.with_name("features.onnx")
+    onnx.save(model, made)
+    return made

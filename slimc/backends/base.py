@@ -95,6 +95,20 @@ def logits_output(session: Session, source: str) -> TensorSpec:
     return chosen[0]
 
 
+def features_output(session: Session, source: str) -> TensorSpec:
+    """The output ``features`` [B, F].
+
+    Raises:
+        ModelFileError: there is no such output; the message names `source`.
+    """
+    for spec in session.outputs:
+        if spec.name == "features" and len(spec.shape) == 2:
+            return spec
+    raise ModelFileError(
+        f"{source}: has no features, but {describe_specs(session.outputs)}; slimc export --outputs features"
+    )
+
+
 def describe_specs(specs: Iterable[TensorSpec]) -> str:
     """Names and shapes, for messages."""
     return ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs) or "none"

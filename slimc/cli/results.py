@@ -198,7 +198,7 @@ def bench_json(
     return {"networks": networks, "realised": realised, "warnings": list(warnings), "replaced": names(replaced)}
 
 
-def eval_json(report: AccuracyReport, data: Path) -> dict[str, Any]:
+def eval_json(report: AccuracyReport, data: Path, data_train: Path | None = None) -> dict[str, Any]:
     """``slimc eval``."""
     from slimc.files.metadata import preprocessing_json
 
@@ -241,6 +241,15 @@ def eval_json(report: AccuracyReport, data: Path) -> dict[str, Any]:
         "data": str(data),
         "images": len(report.data),
         "classes": len(report.data.classes),
+        "knn": None
+        if report.neighbours is None
+        else {
+            "k": report.neighbours.k,
+            "temperature": report.neighbours.temperature,
+            "data_train": str(data_train),
+            "images": len(report.neighbours.train),
+            "features": list(report.neighbours.features),
+        },
         "networks": networks,
         "changes": changes,
         "reading_seconds": report.reading_seconds,

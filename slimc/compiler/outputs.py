@@ -27,7 +27,7 @@ def with_outputs(network: Network, names: Sequence[str] | None, option: str = "-
     if names is None or tuple(names) == names_of(network):
         return network
     if network.read is None:
-        raise OptionError(f"{option}: {network.system.title} networks give logits only; expected logits")
+        raise OptionError(f"{option}: {network.system.title} networks give logits only; leave it out")
     try:
         masked = ir.choose_outputs(network.masked, names)
         dense = masked if network.dense is network.masked else ir.choose_outputs(network.dense, names)

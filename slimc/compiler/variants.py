@@ -46,6 +46,7 @@ class BenchOptions:
         model_options: what checkpoints do not say themselves (`slimc.models.options`).
         ema: take checkpoints' averaged weights; none leaves it to their system.
         outputs: of checkpoints, by name; none takes each network's own.
+        outputs_said: what asked for them, for messages.
     """
 
     backends: tuple[str, ...] = ("auto",)
@@ -57,6 +58,7 @@ class BenchOptions:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     ema: bool | None = None
     outputs: tuple[str, ...] | None = None
+    outputs_said: str = "--outputs"
 
 
 def bench_options(
@@ -108,7 +110,7 @@ def subjects(paths: Sequence[Path], options: BenchOptions, directory: Path, prog
         folder.mkdir()
         with progress(f"reading {path.name}"):
             network = load_network(path, options.model_options, ema=options.ema)
-            network = with_outputs(network, options.outputs)
+            network = with_outputs(network, options.outputs, options.outputs_said)
         for size in options.batch_sizes or (1,):
             for backend in options.backends:
                 found.extend(_checkpoint(network, backend, size, options, folder, progress))
@@ -127,7 +129,7 @@ def _check_options(paths: Sequence[Path], options: BenchOptions) -> None:
         *(["--target"] if options.target is not None else []),
         *(["--tuning"] if options.tuning is not None else []),
         *([f"--precision {options.precision}"] if options.precision is not None else []),
-        *(["--outputs"] if options.outputs is not None else []),
+        *([options.outputs_said] if options.outputs is not None else []),
         *said(options.model_options, options.ema),
     ]
     if given and len(artefacts) == len(paths):

@@ -30,7 +30,13 @@ class LabelledImages:
 
 
 def labelled_images(
-    directory: Path, outputs: int, class_map: Path | None = None, limit: int | None = None
+    directory: Path,
+    outputs: int | None,
+    class_map: Path | None = None,
+    limit: int | None = None,
+    *,
+    classes: tuple[str, ...] | None = None,
+    option: str = "--data",
 ) -> LabelledImages:
     """The images in `directory` with their classes, for a network of `outputs` outputs.
 
@@ -39,9 +45,11 @@ def labelled_images(
 
     Args:
         directory: holds the images.
-        outputs: how many classes the network tells apart.
+        outputs: how many classes the network tells apart; none takes as many as there are.
         class_map: a file with the name of a class a line, in the order of the outputs.
         limit: take only so many images, spread evenly over all; none takes all.
+        classes: their names in order, where they are known already.
+        option: what named the directory, for messages.
 
     Raises:
         OptionError: there are no classes, another number of them than outputs, or a label that is none of them.
@@ -49,16 +57,16 @@ def labelled_images(
     if limit is not None and limit < 1:
         raise OptionError(f"--limit: {limit} images tell nothing; expected at least 1")
     if not directory.is_dir():
-        raise OptionError(f"--data: {directory} is not a directory; expected a folder with a folder for each class")
-    names = None if class_map is None else _read_map(class_map, outputs)
+        raise OptionError(f"{option}: {directory} is not a directory; expected a folder with a folder for each class")
+    names = classes if class_map is None or outputs is None else _read_map(class_map, outputs)
     listed = directory / LIST
-    files, said = _read_list(listed) if listed.is_file() else _class_folders(directory)
+    files, said = _read_list(listed, option) if listed.is_file() else _class_folders(directory, option)
     where = listed if listed.is_file() else directory
-    labels, classes = _numbers(said, names, outputs, where)
+    labels, found = _numbers(said, names, outputs, where, option)
     if limit is not None and limit < len(files):
         chosen = [i * len(files) // limit for i in range(limit)]
         files, labels = [files[i] for i in chosen], labels[chosen]
-    return LabelledImages(tuple(files), labels, classes)
+    return LabelledImages(tuple(files), labels, found)
 
 
 def find_labels(directory: Path, outputs: int) -> LabelledImages | None:
@@ -79,56 +87,58 @@ def _read_map(path: Path, outputs: int) -> tuple[str, ...]:
     return names
 
 
-def _read_list(path: Path) -> tuple[list[Path], list[str]]:
+def _read_list(path: Path, option: str) -> tuple[list[Path], list[str]]:
     """Files and labels of a labels.csv, whose first line may be a header."""
     files, labels = [], []
-    for number, row in enumerate(csv.reader(_text(path, "--data").splitlines()), 1):
+    for number, row in enumerate(csv.reader(_text(path, option).splitlines()), 1):
         cells = [cell.strip() for cell in row]
         if not any(cells) or (number == 1 and cells[0].lower() in _HEADERS):
             continue
         if len(cells) < 2 or not cells[0] or not cells[1]:
-            raise OptionError(f"--data: {path}, line {number}: expected a file and its label, separated by a comma")
+            raise OptionError(f"{option}: {path}, line {number}: expected a file and its label, separated by a comma")
         files.append(path.parent / cells[0])
         labels.append(cells[1])
     if not files:
-        raise OptionError(f"--data: {path} lists no image; expected lines of a file and its label")
+        raise OptionError(f"{option}: {path} lists no image; expected lines of a file and its label")
     return files, labels
 
 
-def _class_folders(directory: Path) -> tuple[list[Path], list[str]]:
+def _class_folders(directory: Path, option: str) -> tuple[list[Path], list[str]]:
     """Images and the class folders that they lie in."""
     folders = sorted((entry for entry in directory.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
     if not folders:
-        raise OptionError(f"--data: {directory} has no class folders and no {LIST}; expected a folder for each class")
+        raise OptionError(f"{option}: {directory} has no class folders and no {LIST}; expected a folder for each class")
     files, labels = [], []
     for folder in folders:
-        found = image_files(folder)
+        found = image_files(folder, option)
         files += found
         labels += [folder.name] * len(found)
     return files, labels
 
 
 def _numbers(
-    said: Sequence[str], names: tuple[str, ...] | None, outputs: int, where: Path
+    said: Sequence[str], names: tuple[str, ...] | None, outputs: int | None, where: Path, option: str
 ) -> tuple[IndexArray, tuple[str, ...]]:
     """Labels as numbers of outputs, and the names of the outputs."""
     if names is None:
         if where.name == LIST and all(label.isascii() and label.isdigit() for label in said):
-            names = tuple(str(number) for number in range(outputs))
             said = [str(int(label)) for label in said]
+            names = tuple(str(i) for i in range(1 + max(map(int, said)) if outputs is None else outputs))
         else:
             names = tuple(sorted(set(said)))
-    if len(names) != outputs:
+    elif where.name == LIST and not set(said) <= set(names):
+        said = [str(int(label)) if label.isascii() and label.isdigit() else label for label in said]
+    if outputs is not None and len(names) != outputs:
         what = "class folders" if where.name != LIST else "labels"
         raise OptionError(
-            f"--data: {where} has {len(names)} {what}, but the network has {outputs} outputs; name those with --class-map"
+            f"{option}: {where} has {len(names)} {what}, but the network has {outputs} outputs; name those with --class-map"
         )
     number = {name: i for i, name in enumerate(names)}
     unknown = sorted(set(said) - set(number))
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise OptionError(
-            f"--data: {where} has labels that are none of the {outputs} classes: {', '.join(unknown[:5])}{more}"
+            f"{option}: {where} has labels that are none of the {len(names)} classes: {', '.join(unknown[:5])}{more}"
         )
     return np.array([number[label] for label in said], np.int64), names
 

@@ -1,6 +1,7 @@
 """``slimc eval``: accuracy from models and checkpoints, on several back ends, and one line where something does not fit."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import slimc as library
 from tests.artefacts import VECTORS
 from tests.command_line import slimc
 from tests.digits import IMAGES, write_digits
+from tests.onnx_files import with_features
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +165,74 @@ def test_the_library_gives_the_same(few, model):
     report = library.accuracy(model, few, threads=1)
     assert (len(report.data), report.warnings, report.changes) == (30, (), ())
     assert report.networks[0].scores.summary()["right"] == 28
+
+
+@pytest.fixture(scope="module")
+def both(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that gives logits and features."""
+    copy = tmp_path_factory.mktemp("both") / "m.onnx"
+    shutil.copyfile(model, copy)
+    return with_features(copy)
+
+
+class TestNeighbours:
+    def test_answers_by_features_and_by_logits(self, both, digits, few):
+        found = evaluated(both, both, "--data", few, "--knn", "5", "--data-train", digits, "--threads", "1")
+        assert found["knn"] == {
+            "k": 5, "temperature": 0.07, "data_train": str(digits), "images": 360, "features": [64, 64],
+        }  # fmt: skip
+        assert (found["images"], found["classes"], found["changes"][0]["changed"]) == (30, 10, 0)
+        assert found["networks"][0]["right"] >= 28, "the images are among their neighbours"
+        assert found["networks"][0]["loss"] is None
+        by_logits = evaluated(both, "--data", few, "--threads", "1")
+        assert (by_logits["networks"][0]["right"], by_logits["knn"]) == (28, None)
+
+    def test_people_are_told_how_it_was_measured(self, both, digits, few):
+        outcome = slimc("eval", both, "--data", few, "--knn", "5", "--data-train", digits)
+        assert outcome.code == 0, outcome.stderr
+        assert "by the 5 nearest of 360 images, in cosine similarity of 64 features" in outcome.stdout
+        assert "a vote is exp(similarity / 0.07); 0.1 MB of features held" in outcome.stdout
+
+    def test_the_library_gives_the_same(self, both, digits, few):
+        report = library.accuracy(both, few, knn=5, data_train=digits, threads=1)
+        assert report.neighbours is not None
+        assert report.networks[0].scores.right.sum() >= 28
+
+    def test_classes_are_those_of_the_training_images(self, both, few, tmp_path):
+        data = write_digits(tmp_path / "digits", every=12)
+        (data / "3").rename(data / "three")
+        outcome = slimc("eval", both, "--data", data, "--knn", "1", "--data-train", few)
+        assert (outcome.code, "labels that are none of the 10 classes: three" in outcome.stderr) == (2, True)
+
+    @pytest.mark.parametrize(
+        ("given", "match"),
+        [
+            (["{both}", "--knn", "5"], "--knn: needs --data-train DIR"),
+            (["{both}", "--data-train", "{few}"], "--data-train: holds neighbours; give --knn K too"),
+            (["{both}", "--knn", "0", "--data-train", "{few}"], "--knn: 0 neighbours cannot vote"),
+            (["{both}", "--knn", "31", "--data-train", "{few}"], "--knn: 31 neighbours of 30 images"),
+            (["{both}", "--knn", "1", "--data-train", "{few}/none"], "--data-train: {few}/none is not a directory"),
+            (["{both}", "--knn", "1", "--data-train", "{few}/3"], "--data-train: {few}/3 has no class folders"),
+            (
+                ["{both}", "--knn", "1", "--data-train", "{few}", "--class-map", "m.txt"],
+                "--class-map: says which output",
+            ),
+            (["{model}", "--knn", "1", "--data-train", "{few}"], "has no features, but logits [1, 10]"),
+            (["{checkpoint}", "--knn", "1", "--data-train", "{few}"], "--knn: ViT-Slim networks give logits only"),
+        ],
+    )
+    def test_what_does_not_fit_is_one_line(self, given, match, both, model, few):
+        names = {"both": both, "model": model, "few": few, "checkpoint": VECTORS["digits"]}
+        outcome = slimc("eval", "--data", few, *(text.format(**names) for text in given))
+        assert (outcome.code, outcome.stdout) == (2, "")
+        assert outcome.stderr.startswith("error: ")
+        assert outcome.stderr.count("\n") == 1
+        assert match.format(**names) in outcome.stderr
+
+    def test_a_model_of_features_only_says_how_it_can_be_asked(self, both, few, tmp_path):
+        content = onnx.load(both)
+        del content.graph.output[0]
+        onnx.save(content, tmp_path / "f.onnx")
+        outcome = slimc("eval", tmp_path / "f.onnx", "--data", few)
+        assert outcome.code == 2
+        assert "has features, but no logits; give --knn K and --data-train DIR" in outcome.stderr

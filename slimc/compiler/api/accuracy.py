@@ -20,6 +20,8 @@ def accuracy(
     *,
     class_map: str | Path | None = None,
     limit: int | None = None,
+    knn: int | None = None,
+    data_train: str | Path | None = None,
     backend: str | Sequence[str] = "auto",
     threads: int | None = None,
     batch_size: int | None = None,
@@ -32,13 +34,17 @@ def accuracy(
 ) -> AccuracyReport:
     """How often models, engines and checkpoints are right on labelled images; a checkpoint dense, masked and slim.
 
-    All see the same images, each prepared as its file says. Memory does not grow by the number of images.
+    All see the same images, each prepared as its file says. Memory does not grow by the number of images, except by the
+    features of those in `data_train`: n x F numbers of 4 bytes a network.
 
     Args:
         sources: what to evaluate.
         data: a folder with a folder of images for each class, or with images and a labels.csv of file and label.
         class_map: names of the classes in the order of the outputs, one a line; None takes them sorted.
         limit: take only so many images, spread evenly over all.
+        knn: ask features instead of logits: so many nearest neighbours in `data_train` vote, by the cosine of their
+            features, each with exp(cosine / 0.07), as DINO is evaluated.
+        data_train: a folder like `data`, whose classes are the answers, for `knn`.
         backend: one or several: what runs them. See `bench`.
         threads: of one inference on a CPU; None leaves the choice to the back end.
         batch_size: for checkpoints; None is 1.
@@ -60,6 +66,7 @@ def accuracy(
     """
     how = bench_options(backend, threads, batch_size, target, tuning, precision, options, ema)
     paths = listed_paths(sources)
-    labels = LabelOptions(Path(data), None if class_map is None else Path(class_map), limit)
+    train = None if data_train is None else Path(data_train)
+    labels = LabelOptions(Path(data), None if class_map is None else Path(class_map), limit, knn, train)
     with scratch() as directory:
         return evaluate(paths, labels, how, directory, progress)
