@@ -17,6 +17,8 @@ from slimc import ir
 NormKind = Literal["layer", "rms"]
 PoolName = Literal["avg", "max", "avgmax", "token+avg", "latent", "absorbed"]
 EPS = 1e-6
+# Few channels may all be close to zero: with a small eps their signs would be all that is left of them.
+INNER_EPS = 0.05
 
 
 @dataclass(frozen=True)
@@ -159,14 +161,14 @@ class _Builder:
     def linear(self, out: int, into: int, *, bias: bool = True) -> ir.Linear:
         return ir.Linear(self.normal(out, into, std=max(into, 1) ** -0.5), self.normal(out) if bias else None)
 
-    def norm(self, kind: NormKind | None, width: int, ghosts: int = 0) -> ir.Norm | None:
+    def norm(self, kind: NormKind | None, width: int, ghosts: int = 0, eps: float = EPS) -> ir.Norm | None:
         if kind is None:
             return None
         weight = self.normal(width, std=0.2, mean=1.0)
         if kind == "rms":
-            return ir.RmsNorm(weight, EPS)
+            return ir.RmsNorm(weight, eps)
         # Padding may not be all there is.
-        return ir.LayerNorm(weight, self.normal(width, std=0.2), EPS, max(ghosts, 1 - width))
+        return ir.LayerNorm(weight, self.normal(width, std=0.2), eps, max(ghosts, 1 - width))
 
     def block_norm(self) -> ir.Norm:
         norm = self.norm(self.features.norm, self.features.dim)
@@ -225,9 +227,9 @@ class _Builder:
             ghosts=f.zero_rows,
             residual_scale=f.residual_scale,
             layer_scale=self.normal(f.dim) if f.layer_scale else None,
-            query_norm=self.norm(f.qk_norm, f.head_dim),
-            key_norm=self.norm(f.qk_norm, f.head_dim),
-            output_norm=self.norm(f.output_norm, values, f.ghosts),
+            query_norm=self.norm(f.qk_norm, f.head_dim, eps=INNER_EPS),
+            key_norm=self.norm(f.qk_norm, f.head_dim, eps=INNER_EPS),
+            output_norm=self.norm(f.output_norm, values, f.ghosts, INNER_EPS),
         )
 
     def mlp(self, rows: int) -> ir.Mlp:
@@ -242,7 +244,7 @@ class _Builder:
             residual_scale=f.residual_scale,
             activation=f.activation,
             gate=self.linear(f.hidden, f.dim) if f.gated else None,
-            inner_norm=self.norm(f.inner_norm, f.hidden, f.ghosts),
+            inner_norm=self.norm(f.inner_norm, f.hidden, f.ghosts, INNER_EPS),
             layer_scale=self.normal(f.dim) if f.layer_scale else None,
         )
 

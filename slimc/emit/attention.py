@@ -15,10 +15,12 @@ import numpy as np
 
 from slimc import ir
 from slimc.emit.absorbed import emit_absorbed
-from slimc.emit.branch import add_last_product, last_product
+from slimc.emit.branch import LastProduct, add_last_product, last_product
 from slimc.emit.graph import GraphBuilder, Value, dims
-from slimc.emit.projection import Operands, bias_of, ghost_bias, project
+from slimc.emit.norms import normalise
+from slimc.emit.projection import Operands, ghost_bias, project
 from slimc.emit.stream import Stream
+from slimc.ir.interpret.attention import ghost_operands
 from slimc.targets.plan import AttentionPlan
 
 
@@ -42,7 +44,7 @@ def emit_attention(
 ) -> Stream:
     """The live rows of `stream` with the branch added; `key_bias` [B, 1, 1, keys] is added to the scores."""
     attention, name = plan.node, f"{block}.attn"
-    normalised = stream.replace(graph.layer_norm(stream.matrix, attention.norm, f"{block}.norm1", f"{block}.norm1"))
+    normalised = stream.replace(normalise(graph, stream.matrix, attention.norm, f"{block}.norm1"))
     if attention.token_mask is not None:
         column = normalised.column(graph, attention.token_mask)
         normalised = normalised.replace(graph.mul(normalised.matrix, column, f"{block}.norm1.mask"))
@@ -52,9 +54,8 @@ def emit_attention(
         joined = _attend_groups(graph, plan, normalised, name, key_bias)
         weight = _output_weight(attention)
     residual = stream.take(graph, plan.live_rows, f"{block}.live")
-    output = ir.Linear(weight, attention.output_bias)
-    scale, in_product = attention.residual_scale, plan.residual_in_product
-    return add_last_product(graph, joined, output, scale, residual, name, "proj", residual_in_product=in_product)
+    last = _last(attention, weight, name)
+    return add_last_product(graph, joined, last, residual, name, residual_in_product=plan.residual_in_product)
 
 
 def emit_gated_attention(
@@ -71,8 +72,13 @@ def emit_gated_attention(
     """
     attention = plan.node
     joined = _attend_groups(graph, plan, normalised, name, key_bias, gates)
-    output = ir.Linear(_output_weight(attention), attention.output_bias)
-    return last_product(graph, joined, output, attention.residual_scale, name, "proj")
+    return last_product(graph, joined, _last(attention, _output_weight(attention), name), name)
+
+
+def _last(attention: ir.Attention, weight: ir.FloatArray, name: str) -> LastProduct:
+    """The output projection, with this weight."""
+    output = ir.Linear(weight, attention.output_bias)
+    return LastProduct(output, f"{name}.proj", attention.residual_scale, attention.layer_scale)
 
 
 def _output_weight(attention: ir.Attention) -> ir.FloatArray:
@@ -101,7 +107,21 @@ def _attend_groups(
     live = len(plan.live_rows)
     if len(plan.query_rows) > live:
         joined = normalised.replace(joined).take(graph, np.arange(live), f"{name}.live").matrix
-    return joined if gates is None else _gate(graph, gates, plan, operands, joined, name)
+    if gates is not None:
+        joined = _gate(graph, gates, plan, operands, joined, name)
+    return _normalised(graph, plan, joined, name)
+
+
+def _normalised(graph: GraphBuilder, plan: AttentionPlan, joined: Value, name: str) -> Value:
+    """What the heads mix, side by side, after the norm over all of it and, once more, the values' masks."""
+    norm, heads = plan.node.output_norm, [head for group in plan.groups for head in group]
+    if norm is None:
+        return joined
+    joined = normalise(graph, joined, norm, f"{name}.norm")
+    if all(head.value_mask is None for head in heads):
+        return joined
+    mask = np.concatenate([_mask(head.value_mask, len(head.value.weight)) for head in heads]).astype(np.float32)
+    return graph.mul(joined, graph.constant(mask, "mask"), f"{name}.norm.mask")
 
 
 def _attend_by_operator(
@@ -118,7 +138,7 @@ def _attend_by_operator(
     """
     query, key, value = operands.query, operands.key, operands.value
     if plan.ghost_rows and not plan.ghosts_projected:
-        key, value = _with_ghosts(graph, plan.ghost_rows, group, key, value, name, transposed=False)
+        key, value = _with_ghosts(graph, plan, group, key, value, name, transposed=False)
     heads, (batch, count, width) = len(group), dims(query)
     parts = plan.query_parts if heads == 1 else 1
     query = graph.reshape(query, (batch, count // parts, parts * width), f"{name}.q.parts")
@@ -141,12 +161,15 @@ def _attend_by_products(
 ) -> Value:
     """softmax(q k^T + key_bias) v of one group, its heads where its operands have them."""
     query, key, value = operands.query, operands.key, operands.value
-    if any(head.mask is not None for head in group):
-        query, key, value = _masked(graph, group, operands, name)
+    if any(head.mask is not None for head in group) and not plan.prepared:
+        query, key = _masked(graph, group, query, key, name)
+    if any(head.value_mask is not None for head in group):
+        mask = _masks([_mask(head.value_mask, len(head.value.weight)) for head in group])
+        value = graph.mul(value, graph.constant(mask, "mask"), f"{name}.v.mask")
     if plan.node.scale != 1.0:
         query = graph.scale(query, plan.node.scale, f"{name}.q.scale")
     if plan.ghost_rows and not plan.ghosts_projected:
-        key, value = _with_ghosts(graph, plan.ghost_rows, group, key, value, name, transposed=True)
+        key, value = _with_ghosts(graph, plan, group, key, value, name, transposed=True)
     scores = graph.matmul(query, key, f"{name}.scores")
     if plan.ghost_rows != plan.node.ghosts:
         bias = ghost_bias(graph, dims(scores), plan.node.ghosts, plan.ghost_rows)
@@ -199,37 +222,48 @@ def _gate(
 
 
 def _masked(
-    graph: GraphBuilder, group: tuple[ir.Head, ...], operands: Operands, name: str
-) -> tuple[Value, Value, Value]:
-    """Query, key and value multiplied by the heads' masks."""
-    masks = [np.ones(len(head.value.weight)) if head.mask is None else head.mask for head in group]
-    mask = np.stack(masks)[:, None, :].astype(np.float32)
-    mask = mask if len(group) > 1 else mask[0]
+    graph: GraphBuilder, group: tuple[ir.Head, ...], query: Value, key: Value, name: str
+) -> tuple[Value, Value]:
+    """Query and key multiplied by the heads' masks."""
+    mask = _masks([_mask(head.mask, len(head.query.weight)) for head in group])
     across, down = graph.constant(mask, "mask"), graph.constant(mask.swapaxes(-1, -2), "mask")
-    return (
-        graph.mul(operands.query, across, f"{name}.q.mask"),
-        graph.mul(operands.key, down, f"{name}.k.mask"),
-        graph.mul(operands.value, across, f"{name}.v.mask"),
-    )
+    return graph.mul(query, across, f"{name}.q.mask"), graph.mul(key, down, f"{name}.k.mask")
+
+
+def _mask(mask: ir.FloatArray | None, width: int) -> ir.FloatArray:
+    return np.ones(width) if mask is None else mask
+
+
+def _masks(masks: list[ir.FloatArray]) -> ir.FloatArray:
+    """The masks of a group's heads, as they multiply its rows."""
+    mask = np.stack(masks)[:, None, :].astype(np.float32)
+    return mask if len(masks) > 1 else mask[0]
 
 
 def _with_ghosts(
-    graph: GraphBuilder, rows: int, group: tuple[ir.Head, ...], key: Value, value: Value, name: str, *, transposed: bool
+    graph: GraphBuilder,
+    plan: AttentionPlan,
+    group: tuple[ir.Head, ...],
+    key: Value,
+    value: Value,
+    name: str,
+    *,
+    transposed: bool,
 ) -> tuple[Value, Value]:
-    """Keys, perhaps `transposed`, and values with `rows` rows appended that are what a zero row gives: the biases."""
-    keys = _repeated([head.key for head in group], group, rows, dims(key))
-    values = _repeated([head.value for head in group], group, rows, dims(value))
+    """Keys, perhaps `transposed`, and values with the rows of ghosts appended: what a zero row gives."""
+    operands = [ghost_operands(plan.node, head) for head in group]
+    keys, values = (
+        _repeated(list(vectors), plan.ghost_rows, dims(x))
+        for vectors, x in zip(zip(*operands, strict=True), (key, value), strict=True)
+    )
     axis = len(dims(key)) - 2
     more_keys = graph.constant(keys.swapaxes(-1, -2) if transposed else keys, "ghosts")
     key = graph.concat([key, more_keys], axis + 1 if transposed else axis, f"{name}.k.ghosts")
     return key, graph.concat([value, graph.constant(values, "ghosts")], axis, f"{name}.v.ghosts")
 
 
-def _repeated(linears: list[ir.Linear], group: tuple[ir.Head, ...], rows: int, shape: tuple[int, ...]) -> ir.FloatArray:
-    """`rows` times the biases of a group, behind the leading axes of `shape`."""
-    biases = [
-        bias_of(linear) * (1.0 if head.mask is None else head.mask) for linear, head in zip(linears, group, strict=True)
-    ]
-    one = np.stack(biases)[:, None, :] if len(shape) == 4 else np.concatenate(biases)[None, :]
+def _repeated(vectors: list[ir.FloatArray], rows: int, shape: tuple[int, ...]) -> ir.FloatArray:
+    """`rows` times one vector a head of a group, behind the leading axes of `shape`."""
+    one = np.stack(vectors)[:, None, :] if len(shape) == 4 else np.concatenate(vectors)[None, :]
     whole = np.broadcast_to(one, (*shape[: len(shape) - one.ndim], *one.shape))
     return np.repeat(whole, rows, axis=-2).astype(np.float32)

@@ -16,11 +16,13 @@ import numpy as np
 
 from slimc import ir
 from slimc.emit.attention import HeadGates, emit_gated_attention
-from slimc.emit.branch import last_product
+from slimc.emit.branch import LastProduct, last_product
 from slimc.emit.graph import GraphBuilder, Value, dims
+from slimc.emit.mlp import hidden_units
+from slimc.emit.norms import normalise
 from slimc.emit.projection import stacked
 from slimc.emit.stream import Stream
-from slimc.ir.interpret.linear import zero_row_output
+from slimc.ir.interpret.linear import branch_scale, zero_row_output
 from slimc.targets.plan import BlockPlan, MlpPlan
 
 # What is added to the score of a key that is not used: exp of it is 0, and float16 holds it.
@@ -68,7 +70,7 @@ def emit_adaptive_block(
     normalised: Stream | None = None
     tokens = None
     if gates.tokens is not None and plan.scores_tokens:
-        norm = graph.layer_norm(stream.matrix, gates.tokens.norm, f"{name}.norm1", f"{name}.norm1")
+        norm = normalise(graph, stream.matrix, gates.tokens.norm, f"{name}.norm1")
         normalised = stream.replace(norm)
         tokens = choose_tokens(graph, gates.tokens, normalised, prefix, name)
     this = _Block(graph, block, plan, gates, decided, decisions, tokens, conditional)
@@ -89,7 +91,7 @@ def _decide(graph: GraphBuilder, gates: ir.Gates, stream: Stream, name: str) -> 
     first = graph.constant(np.arange(stream.batch) * stream.rows, "first")
     p = graph.gather(stream.matrix, first, f"{name}.policy.row")
     if gates.norm is not None:
-        p = graph.layer_norm(p, gates.norm, f"{name}.norm_policy", f"{name}.norm_policy")
+        p = normalise(graph, p, gates.norm, f"{name}.norm_policy")
     logits = graph.linear(p, stacked(policies), f"{name}.policy")
     return graph.exceeds(logits, 0.0, f"{name}.decided")
 
@@ -143,10 +145,9 @@ def _attention(this: _Block, work: Stream, normalised: Stream | None) -> Stream:
 
     def branch() -> Value:
         if not attention.heads and attention.output_bias is not None:
-            return graph.parameter(f"{name}.proj.bias", attention.output_bias * attention.residual_scale)
-        rows = normalised or work.replace(
-            graph.layer_norm(work.matrix, attention.norm, f"{this.name}.norm1", f"{this.name}.norm1")
-        )
+            factor = branch_scale(attention.residual_scale, attention.layer_scale)
+            return graph.parameter(f"{name}.proj.bias", attention.output_bias * factor)
+        rows = normalised or work.replace(normalise(graph, work.matrix, attention.norm, f"{this.name}.norm1"))
         gates = HeadGates(
             lambda x, numbers, label: _times_channels(this, x, numbers, work.batch, label), this.gates.off_heads
         )
@@ -181,13 +182,14 @@ def _feed_forward(this: _Block, plan: MlpPlan, work: Stream, name: str) -> Value
     graph, mlp = this.graph, plan.node
     if plan.rows == 0:
         return graph.parameter(f"{name}.fc2.bias", zero_row_output(mlp))
-    n = graph.layer_norm(work.matrix, mlp.norm, f"{this.name}.norm2", f"{this.name}.norm2")
-    if mlp.inputs is not None:
-        n = graph.take(n, mlp.inputs, 1, f"{name}.inputs")
-    n = _times_channels(this, n, mlp.input_gates, work.batch, f"{name}.fc1.gated")
-    hidden = graph.gelu(graph.linear(n, mlp.up, f"{name}.fc1"), f"{name}.act")
+    n = normalise(graph, work.matrix, mlp.norm, f"{this.name}.norm2")
+
+    def gated(x: Value) -> Value:
+        return _times_channels(this, x, mlp.input_gates, work.batch, f"{name}.fc1.gated")
+
+    hidden = hidden_units(graph, mlp, n, name, gated)
     hidden = _times_channels(this, hidden, mlp.unit_gates, work.batch, f"{name}.act.gated")
-    return last_product(graph, hidden, mlp.down, mlp.residual_scale, name, "fc2")
+    return last_product(graph, hidden, LastProduct(mlp.down, f"{name}.fc2", mlp.residual_scale, mlp.layer_scale), name)
 
 
 def _times_channels(this: _Block, x: Value, numbers: ir.IndexArray | None, batch: int, name: str) -> Value:

@@ -6,7 +6,6 @@ constant (masks, shapes, ghost rows) is a Constant node. So parameters can be co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from slimc.errors import InternalError
-from slimc.ir import LayerNorm, Linear
+from slimc.ir import Linear
 
 Value = oir.Value
 
@@ -200,13 +199,14 @@ class GraphBuilder:
         self._nodes.append(oir.node("TopK", inputs, {"axis": 1}, outputs=[values, positions], name=name))
         return values, positions
 
-    def largest(self, x: Value, axis: int, name: str) -> Value:
-        """The largest entry along `axis`, which goes."""
-        shape = [size for i, size in enumerate(dims(x)) if i != axis]
+    def reduce(self, kind: str, x: Value, axis: int, name: str, *, keep: bool = False) -> Value:
+        """ReduceMean or ReduceMax along `axis`, which goes unless it is to `keep` at size 1."""
+        gone = axis % len(dims(x))
+        shape = [1 if i == gone else size for i, size in enumerate(dims(x)) if keep or i != gone]
         if self.opset >= 18:
             axes = self.constant(np.array([axis], np.int64), "axes")
-            return self.op("ReduceMax", [x, axes], name, shape, {"keepdims": 0})
-        return self.op("ReduceMax", [x], name, shape, {"axes": [axis], "keepdims": 0})
+            return self.op(kind, [x, axes], name, shape, {"keepdims": int(keep)})
+        return self.op(kind, [x], name, shape, {"axes": [axis], "keepdims": int(keep)})
 
     def gather(self, x: Value, indices: Value, name: str) -> Value:
         """Rows `indices` (int64 [n]) of the matrix `x`."""
@@ -255,21 +255,6 @@ class GraphBuilder:
         return self.op(
             "Attention", inputs, name, (*dims(query)[:2], dims(value)[2] // key_heads * query_heads), attributes
         )
-
-    def layer_norm(self, x: Value, norm: LayerNorm, module: str, name: str) -> Value:
-        """LayerNormalization over the last axis with the parameters of `module`."""
-        weight = self.parameter(f"{module}.weight", norm.weight)
-        bias = self.parameter(f"{module}.bias", norm.bias)
-        return self.op("LayerNormalization", [x, weight, bias], name, dims(x), {"axis": -1, "epsilon": norm.eps})
-
-    def gelu(self, x: Value, name: str) -> Value:
-        """Exact GELU: the operator from opset 20 on, before that the chain that runtimes recognise."""
-        if self.opset >= 20:
-            return self.op("Gelu", [x], name, dims(x))
-        ratio = self.op("Div", [x, self.constant(np.float32(math.sqrt(2)))], f"{name}.div", dims(x))
-        erf = self.op("Erf", [ratio], f"{name}.erf", dims(x))
-        one_more = self.add(erf, self.constant(np.float32(1)), f"{name}.add")
-        return self.scale(self.mul(x, one_more, f"{name}.mul"), 0.5, name)
 
 
 def dims(value: Value) -> tuple[int, ...]:

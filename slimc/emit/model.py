@@ -11,16 +11,17 @@ import onnx_ir as oir
 
 from slimc import ir
 from slimc.emit.attention import emit_attention
-from slimc.emit.branch import add_last_product
 from slimc.emit.convolution import emit_convolution
 from slimc.emit.gates import emit_adaptive_block
 from slimc.emit.graph import GraphBuilder, Value, dims
+from slimc.emit.mlp import emit_mlp
+from slimc.emit.norms import normalise
+from slimc.emit.readout import emit_readout, emit_rows
 from slimc.emit.stem import emit_soft_split
 from slimc.emit.stream import Stream
 from slimc.emit.tokens import Kept, emit_select
 from slimc.errors import InternalError
-from slimc.ir.interpret.linear import zero_row_output
-from slimc.targets.plan import BlockPlan, MlpPlan, plan_model
+from slimc.targets.plan import BlockPlan, emitted_blocks, plan_model
 from slimc.targets.target import ATTENTION_OPSET, Target, for_opset
 
 # LayerNormalization came with opset 17: the oldest opset that says all a vision transformer needs, and so the one that
@@ -33,7 +34,7 @@ _IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 def emit(
     model: ir.Model, target: Target, *, batch_size: int = 1, opset: int | None = None, conditional: bool = False
 ) -> oir.Model:
-    """The ONNX model of `model`: ``images`` [batch_size, 3, height, width] to ``logits`` [batch_size, classes], float32.
+    """The ONNX model of `model`: ``images`` [batch_size, 3, height, width] to its outputs, by their names, float32.
 
     With `conditional`, which needs batch 1, a branch that its gate switches off is not computed. By default the opset is the
     oldest that has the operators of `target`.
@@ -43,15 +44,30 @@ def emit(
     images = graph.input("images", (batch_size, model.embedding.channels, *model.image))
     stream = _embed(graph, model, images)
     kept: Kept | None = None
-    for block, plan in zip(model.blocks, plan_model(model, for_opset(target, opset)), strict=True):
+    outputs: dict[str, Value] = {}
+    blocks = emitted_blocks(model)
+    for i, (block, plan) in enumerate(zip(blocks, plan_model(model, for_opset(target, opset)), strict=False)):
         if block.select is not None:
             stream, kept = emit_select(graph, block.select, stream, kept, block.name)
         if block.gates is None:
             stream = _block(graph, block, plan, stream, kept)
         else:
             stream = emit_adaptive_block(graph, block, plan, stream, model.prefix, conditional=conditional)
-    logits = _classify(graph, model, stream, kept)
-    return oir.Model(graph.build([logits], "slimc"), ir_version=_IR_VERSIONS[opset], producer_name="slimc")
+        outputs |= _after_block(graph, model, i, stream)
+    last = [output for output in model.outputs if output.kind != "blocks"]
+    outputs |= emit_readout(graph, model, last, stream, kept)
+    values = [outputs[output.name] for output in model.outputs]
+    return oir.Model(graph.build(values, "slimc"), ir_version=_IR_VERSIONS[opset], producer_name="slimc")
+
+
+def _after_block(graph: GraphBuilder, model: ir.Model, i: int, stream: Stream) -> dict[str, Value]:
+    """The outputs that consist of rows behind the `i`-th block, by name."""
+    found = {}
+    for output in model.outputs:
+        if output.block == i and output.rows is not None:
+            rows = stream.take(graph, output.rows, f"{output.name}.rows")
+            found[output.name] = emit_rows(graph, output, rows, model.grid)
+    return found
 
 
 def default_opset(target: Target) -> int:
@@ -60,20 +76,26 @@ def default_opset(target: Target) -> int:
 
 
 def _embed(graph: GraphBuilder, model: ir.Model, images: Value) -> Stream:
-    embedding, batch = model.embedding, dims(images)[0]
+    batch = dims(images)[0]
+    parts = [_prefix(graph, model.embedding, batch)] if model.prefix else []
+    if ir.embedded_rows(model) > model.prefix:
+        parts.append(_patches(graph, model, images))
+    rows = graph.concat(parts, 1, "embed.rows")
+    matrix = graph.reshape(rows, (batch * dims(rows)[1], model.dim), "embed")
+    return Stream(normalise(graph, matrix, model.embedding.norm, "norm_pre"), batch)
+
+
+def _prefix(graph: GraphBuilder, embedding: ir.Embedding, batch: int) -> Value:
+    """The prefix rows with their positions: [B, P, C]."""
     prefix = graph.parameter("cls_token", embedding.prefix)
     if embedding.prefix_position is not None:
         prefix = graph.add(prefix, graph.parameter("pos_embed.prefix", embedding.prefix_position), "cls_token.position")
     prefix = graph.reshape(prefix, (1, *dims(prefix)), "cls_token.rows")
-    if batch > 1:
-        shape = (batch, *dims(prefix)[1:])
-        prefix = graph.op(
-            "Expand", [prefix, graph.constant(np.array(shape, np.int64), "shape")], "cls_token.batch", shape
-        )
-    parts = [prefix, _patches(graph, model, images)] if ir.embedded_rows(model) > model.prefix else [prefix]
-    rows = graph.concat(parts, 1, "embed.rows")
-    matrix = graph.reshape(rows, (batch * dims(rows)[1], model.dim), "embed")
-    return Stream(matrix, batch)
+    if batch == 1:
+        return prefix
+    shape = (batch, *dims(prefix)[1:])
+    inputs = [prefix, graph.constant(np.array(shape, np.int64), "shape")]
+    return graph.op("Expand", inputs, "cls_token.batch", shape)
 
 
 def _patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
@@ -90,6 +112,7 @@ def _patches(graph: GraphBuilder, model: ir.Model, images: Value) -> Value:
         patches = patches if chosen is None else graph.take(patches, chosen, 1, "patch_embed.ordered")
     else:
         patches = _some_patches(graph, model, images)
+    patches = normalise(graph, patches, embedding.patch_norm, "patch_embed.norm")
     if embedding.patch_position is None:
         return patches
     position = graph.parameter("pos_embed.patches", embedding.patch_position)
@@ -138,79 +161,8 @@ def _block(graph: GraphBuilder, block: ir.Block, plan: BlockPlan, stream: Stream
         bias = graph.parameter(f"{name}.attn.proj.bias", block.attention.vector)
         stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.attn.residual"))
     if plan.mlp is not None:
-        stream = _mlp(graph, plan.mlp, stream, name)
+        stream = emit_mlp(graph, plan.mlp, stream, name)
     elif isinstance(block.mlp, ir.Constant):
         bias = graph.parameter(f"{name}.mlp.fc2.bias", block.mlp.vector)
         stream = stream.replace(graph.add(stream.matrix, bias, f"{name}.mlp.residual"))
     return stream
-
-
-def _mlp(graph: GraphBuilder, plan: MlpPlan, stream: Stream, block: str) -> Stream:
-    mlp, name = plan.node, f"{block}.mlp"
-    everything = np.arange(stream.rows)
-    rows = everything if mlp.rows is None else mlp.rows
-    seen = stream.take(graph, rows, f"{name}.rows")
-    n = graph.layer_norm(seen.matrix, mlp.norm, f"{block}.norm2", f"{block}.norm2")
-    if mlp.token_mask is not None:
-        n = graph.mul(n, seen.column(graph, mlp.token_mask), f"{block}.norm2.mask")
-    hidden = graph.gelu(graph.linear(n, mlp.up, f"{name}.fc1"), f"{name}.act")
-    if mlp.mask is not None:
-        hidden = graph.mul(hidden, graph.constant(mlp.mask.astype(np.float32), "mask"), f"{name}.mask")
-    scale, in_product = mlp.residual_scale, plan.residual_in_product
-    summed = add_last_product(graph, hidden, mlp.down, scale, seen, name, "fc2", residual_in_product=in_product)
-    if len(rows) == stream.rows:
-        return summed
-    others = np.setdiff1d(everything, rows)
-    idle = stream.take(graph, others, f"{name}.idle")
-    constant = graph.parameter(f"{name}.idle.bias", zero_row_output(mlp))
-    idle = idle.replace(graph.add(idle.matrix, constant, f"{name}.idle.residual"))
-    return Stream.merge(graph, [(idle, others), (summed, rows)], f"{name}.merged")
-
-
-def _classify(graph: GraphBuilder, model: ir.Model, stream: Stream, kept: Kept | None) -> Value:
-    classifier = model.classifier
-    plain = len(classifier.heads) == 1 and classifier.scale == 1.0 and classifier.auxiliary is None
-    norm: tuple[Value, Value] | None = None
-    total: Value | None = None
-    for i, (row, head) in enumerate(zip(classifier.rows, classifier.heads, strict=True)):
-        name = ("head", "head_dist")[i]
-        features = stream.take(graph, np.array([row]), f"{name}.row").matrix
-        if norm is None:
-            norm = (
-                graph.parameter("norm.weight", classifier.norm.weight),
-                graph.parameter("norm.bias", classifier.norm.bias),
-            )
-        attributes = {"axis": -1, "epsilon": classifier.norm.eps}
-        features = graph.op("LayerNormalization", [features, *norm], f"{name}.norm", dims(features), attributes)
-        if classifier.pre_logits is not None:
-            hidden = graph.linear(features, classifier.pre_logits, "pre_logits.fc")
-            features = graph.op("Tanh", [hidden], "pre_logits", dims(hidden))
-        weight = graph.parameter(f"{name}.weight", head.weight)
-        bias = None if head.bias is None else graph.parameter(f"{name}.bias", head.bias)
-        logits = graph.gemm(features, weight, bias, "logits" if plain else name)
-        last = i == len(classifier.heads) - 1 and classifier.scale == 1.0 and classifier.auxiliary is None
-        total = logits if total is None else graph.add(total, logits, "logits" if last else "head.sum")
-    assert total is not None
-    assert norm is not None
-    if classifier.scale != 1.0:
-        total = graph.scale(total, classifier.scale, "logits" if classifier.auxiliary is None else "head.scaled")
-    if classifier.auxiliary is None:
-        return total
-    patches = stream.take(graph, np.arange(model.prefix, stream.rows), "aux_head.rows")
-    largest = _auxiliary(graph, classifier.auxiliary, classifier.norm.eps, norm, patches, kept)
-    return graph.add(total, largest, "logits")
-
-
-def _auxiliary(
-    graph: GraphBuilder, head: ir.Linear, eps: float, norm: tuple[Value, Value], patches: Stream, kept: Kept | None
-) -> Value:
-    """The largest of every class over the patches that are visible: [B, classes]."""
-    attributes = {"axis": -1, "epsilon": eps}
-    n = graph.op("LayerNormalization", [patches.matrix, *norm], "aux_head.norm", dims(patches.matrix), attributes)
-    logits = patches.replace(graph.linear(n, head, "aux_head")).images(graph, "aux_head.images")
-    if kept is not None:
-        batch, rows = dims(kept.rows)
-        column = graph.reshape(kept.bias, (batch, rows, 1), "aux_head.hiding")
-        bias = graph.take(column, np.arange(rows - patches.rows, rows), 1, "aux_head.hiding.patches")
-        logits = graph.add(logits, bias, "aux_head.visible")
-    return graph.largest(logits, 1, "aux_head.largest")

@@ -17,6 +17,7 @@ import numpy as np
 
 from slimc import ir
 from slimc.emit.graph import GraphBuilder, Value, dims
+from slimc.emit.rotation import Preparation
 from slimc.emit.stream import Stream
 from slimc.targets.plan import AttentionPlan
 
@@ -60,12 +61,47 @@ def project(graph: GraphBuilder, plan: AttentionPlan, normalised: Stream, name: 
     """Operands of every group, from the normalised stream."""
     visible = normalised.take(graph, plan.key_rows, f"{name}.keys")
     keys = visible.with_zeros(graph, plan.projected_ghosts, f"{name}.ghosts")
+    if plan.prepared:
+        return _project_prepared(graph, plan, normalised, keys, name)
     if plan.projection == "qkv":
         return _project_qkv(graph, plan, keys, name)
     linears = _linears(plan)
     outputs = _product(graph, {kind: linears[kind] for kind in "kv"}, "kv", keys, plan, name)
     outputs["q"] = _queries(graph, linears["q"], plan, normalised, name)
     return _split_heads(graph, outputs, plan, name)
+
+
+def _project_prepared(
+    graph: GraphBuilder, plan: AttentionPlan, normalised: Stream, keys: Stream, name: str
+) -> list[Operands]:
+    """Operands whose queries and keys are normalised or turned before they are cut into heads."""
+    preparation = Preparation(graph, plan, name)
+    values = [[head.value for head in group] for group in plan.groups]
+    entering = normalised.rows
+    rows = np.concatenate([plan.key_rows, np.arange(entering, entering + plan.projected_ghosts)])
+    everything = np.array_equal(plan.query_rows, rows)
+    if plan.projection == "qkv":
+        together = everything and not preparation.normalised
+        asked = {kinds: preparation.columns(kinds) for kinds in (("qk",) if together else ("q", "k"))}
+        parts = _product(graph, {**asked, "v": values}, "qkv", keys, plan, name)
+        if not together:
+            parts["q"] = _asking(graph, plan, parts["q"], f"{name}.q")
+    else:
+        parts = _product(graph, {"k": preparation.columns("k"), "v": values}, "kv", keys, plan, name)
+        parts["q"] = _queries(graph, preparation.columns("q"), plan, normalised, name)
+    outputs = {"v": parts.pop("v")}
+    for kinds, part in parts.items():
+        outputs |= preparation.by_group(part, kinds, plan.query_rows if kinds == "q" else rows)
+    return _split_heads(graph, outputs, plan, name)
+
+
+def _asking(
+    graph: GraphBuilder, plan: AttentionPlan, queries: Sequence[Value], name: str, first: int = 0
+) -> list[Value]:
+    """Of queries [.., keys, ..] that a product made of all keys, those that are read."""
+    places = {int(row): i for i, row in enumerate(plan.key_rows)}
+    read = np.array([places.get(int(row), int(row)) for row in plan.query_rows])  # a ghost's number is its place
+    return [graph.take(x, read, len(dims(x)) - 2, f"{name}.{i}.asking") for i, x in enumerate(queries, first)]
 
 
 def _linears(plan: AttentionPlan) -> _Linears:
@@ -85,11 +121,9 @@ def _project_qkv(graph: GraphBuilder, plan: AttentionPlan, keys: Stream, name: s
         projected = _project_stacked(graph, linears, keys, name)
     else:
         projected = _split_heads(graph, _product(graph, linears, "qkv", keys, plan, name), plan, name)
-    places = {int(row): i for i, row in enumerate(plan.key_rows)}
-    queries = np.array([places.get(int(row), int(row)) for row in plan.query_rows])  # a ghost's number is its place
     operands = []
     for i, (group, operand) in enumerate(zip(plan.groups, projected, strict=True)):
-        query = graph.take(operand.query, queries, len(dims(operand.query)) - 2, f"{name}.q.{i}.asking")
+        (query,) = _asking(graph, plan, [operand.query], f"{name}.q", i)
         if not plan.query_bias_in_product and any(head.query.bias is not None for head in group):
             bias = np.stack([bias_of(head.query) for head in group])[:, None, :]
             bias = bias if len(group) > 1 else bias[0]

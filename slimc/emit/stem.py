@@ -11,7 +11,9 @@ import math
 import numpy as np
 
 from slimc import ir
+from slimc.emit.activations import gelu
 from slimc.emit.graph import GraphBuilder, Value, dims
+from slimc.emit.norms import normalise
 from slimc.emit.projection import stacked
 
 
@@ -52,7 +54,7 @@ def _positions(graph: GraphBuilder, x: Value, axis: int, count: int, stage: ir.S
 
 def _perform(graph: GraphBuilder, performer: ir.Performer, x: Value, batch: int, name: str) -> Value:
     """The rows [B * N, D] that `performer` makes of rows [B * N, E]."""
-    n = graph.layer_norm(x, performer.norm1, f"{name}.norm1", f"{name}.norm1")
+    n = normalise(graph, x, performer.norm1, f"{name}.norm1")
     linears = (performer.key, performer.query, performer.value)
     width = performer.value.weight.shape[0]
     names = [f"{name}.key", f"{name}.query", f"{name}.value"]
@@ -60,8 +62,8 @@ def _perform(graph: GraphBuilder, performer: ir.Performer, x: Value, batch: int,
     features = graph.parameter(f"{name}.w", performer.features)
     mixed = _mix(graph, features, (key, query, value), batch, name)
     y = graph.add(value, graph.linear(mixed, performer.output, f"{name}.proj"), f"{name}.residual")
-    n = graph.layer_norm(y, performer.norm2, f"{name}.norm2", f"{name}.norm2")
-    hidden = graph.gelu(graph.linear(n, performer.up, f"{name}.mlp.0"), f"{name}.mlp.1")
+    n = normalise(graph, y, performer.norm2, f"{name}.norm2")
+    hidden = gelu(graph, graph.linear(n, performer.up, f"{name}.mlp.0"), f"{name}.mlp.1")
     return graph.add(y, graph.linear(hidden, performer.down, f"{name}.mlp.2"), f"{name}.output")
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import onnx_ir as oir
 
 from slimc import ir
+from slimc.emit.activations import gelu
 from slimc.emit.graph import GraphBuilder, Value, dims
+from slimc.emit.norms import emitted_norm
 from slimc.emit.stream import Stream
 
 # Subtracted from an attention score it leaves a softmax weight of exactly zero, and it is a float16 number.
@@ -67,14 +69,14 @@ def _gather(graph: GraphBuilder, stream: Stream, chosen: Value, name: str) -> St
 def _scores(graph: GraphBuilder, select: ir.SelectTokens, stream: Stream, kept: Kept | None, name: str) -> Value:
     """Scores [B * N, 1]: rising with what they rank, prefix rows above all patches, hidden rows below all visible ones."""
     scorer = select.scorer
-    n = graph.layer_norm(stream.matrix, scorer.norm, f"{name}.in_conv.0", f"{name}.norm")
-    local = graph.gelu(graph.linear(n, scorer.local, f"{name}.local"), f"{name}.local.act")
-    context = graph.gelu(graph.linear(n, scorer.context, f"{name}.context"), f"{name}.context.act")
+    n = emitted_norm(graph, scorer.norm, f"{name}.in_conv.0")(graph, stream.matrix, f"{name}.norm")
+    local = gelu(graph, graph.linear(n, scorer.local, f"{name}.local"), f"{name}.local.act")
+    context = gelu(graph, graph.linear(n, scorer.context, f"{name}.context"), f"{name}.context.act")
     mean = _mean(graph, stream.replace(context), select.prefix, kept, name)
     hidden = _first_layer(graph, scorer.layers[0], stream.replace(local), mean, name)
     for i, layer in enumerate(scorer.layers[1:-1], 1):
-        hidden = graph.linear(graph.gelu(hidden, f"{name}.out_conv.{i}.act"), layer, f"{name}.out_conv.{i}")
-    hidden = graph.gelu(hidden, f"{name}.out_conv.act")
+        hidden = graph.linear(gelu(graph, hidden, f"{name}.out_conv.{i}.act"), layer, f"{name}.out_conv.{i}")
+    hidden = gelu(graph, hidden, f"{name}.out_conv.act")
     step = 2.0 * score_bound(scorer) + 1.0
     offsets = np.zeros(stream.rows)
     offsets[: select.prefix] = step * np.arange(select.prefix, 0, -1)

@@ -6,11 +6,12 @@ the IR, so that they are known before anything is emitted; a test counts them ag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimc import ir
-from slimc.targets.plan import AttentionPlan, BlockPlan, plan_model
+from slimc.targets.count_parts import mlp_macs, mlp_params, params_of, size_of, zero_biases
+from slimc.targets.count_readout import readout_macs, readout_params
+from slimc.targets.plan import AttentionPlan, BlockPlan, emitted_blocks, plan_model
 from slimc.targets.target import Target
 
 
@@ -29,7 +30,8 @@ def count(model: ir.Model, target: Target) -> Counts:
 
 def count_macs(model: ir.Model, target: Target) -> int:
     """MACs of `model` for one image."""
-    blocks = sum(block_macs(model, target)) + sum(selection_macs(model))
+    emitted = len(emitted_blocks(model))
+    blocks = sum(block_macs(model, target)[:emitted]) + sum(selection_macs(model)[:emitted])
     return embedding_macs(model) + blocks + classifier_macs(model)
 
 
@@ -60,7 +62,7 @@ def branch_macs(model: ir.Model, target: Target) -> tuple[BranchMacs, ...]:
         if plan.attention is not None:
             attention = _attention_macs(plan.attention, model.dim)
         if plan.mlp is not None:
-            mlp = plan.mlp.rows * (plan.mlp.node.up.weight.size + plan.mlp.node.down.weight.size)
+            mlp = plan.mlp.rows * mlp_macs(plan.mlp.node)
         scored_rows = plan.rows.entering if plan.scores_tokens else 0
         counts.append(BranchMacs(_decision_macs(block.gates, scored_rows), attention, mlp))
     return tuple(counts)
@@ -111,14 +113,7 @@ def _performer_macs(performer: ir.Performer) -> int:
 
 def classifier_macs(model: ir.Model) -> int:
     """MACs behind the last block for one image."""
-    classifier = model.classifier
-    macs = sum(head.weight.size for head in classifier.heads)
-    if classifier.auxiliary is not None:
-        rows = ir.block_rows(model)[-1].leaving if model.blocks else ir.embedded_rows(model)
-        macs += (rows - model.prefix) * classifier.auxiliary.weight.size
-    if classifier.pre_logits is not None:
-        macs += classifier.pre_logits.weight.size * len(classifier.rows)
-    return macs
+    return readout_macs(model)
 
 
 def _attention_macs(plan: AttentionPlan, dim: int) -> int:
@@ -135,24 +130,31 @@ def _attention_macs(plan: AttentionPlan, dim: int) -> int:
 
 
 def count_params(model: ir.Model, target: Target) -> int:
-    """Parameters of `model`: its arrays without masks, and the constant rows that a partial FFN adds."""
-    params = sum(array.size for array in ir.arrays(model))
-    for block in model.blocks:
-        if isinstance(block.attention, ir.Attention):
-            params -= _size(block.attention.token_mask) + sum(_size(head.mask) for head in block.attention.heads)
-        if isinstance(block.mlp, ir.Mlp):
-            params -= _size(block.mlp.token_mask) + _size(block.mlp.mask)
-            params += 0 if block.mlp.rows is None else model.dim
-    plans = plan_model(model, target)
-    params += sum(_projection_params(plan.attention, model.dim) for plan in plans if plan.attention is not None)
-    unused = sum(_unused_in_gated(block, plan) for block, plan in zip(model.blocks, plans, strict=True))
-    return params - _unused_embedding(model) - unused
+    """Parameters of `model`: its arrays without masks and tables of rotations, and what products need besides."""
+    blocks, plans = emitted_blocks(model), plan_model(model, target)
+    params = _embedding_params(model) + readout_params(model)
+    for block, plan in zip(blocks, plans, strict=False):
+        params += params_of(block) - _unused_in_gated(block, plan)
+        if plan.attention is not None:
+            params += _projection_params(plan.attention, model.dim) - _constants(plan.attention.node)
+        if plan.mlp is not None:
+            params += mlp_params(plan.mlp.node) - params_of(plan.mlp.node)
+            params += model.dim if plan.mlp.rows < plan.rows.leaving and plan.mlp.node.rows is not None else 0
+    return params
 
 
-def _unused_embedding(model: ir.Model) -> int:
-    """Weights of a patch embedding that embeds no patch: they are not emitted."""
-    patch = model.embedding.patch
-    return 0 if ir.embedded_rows(model) > model.prefix else patch.weight.size + _size(patch.bias)
+def _embedding_params(model: ir.Model) -> int:
+    """Parameters of the embedding, less those of patches where none is embedded."""
+    embedding, params = model.embedding, params_of(model.embedding)
+    if ir.embedded_rows(model) > model.prefix:
+        return params
+    return params - params_of(embedding.patch) - params_of(embedding.patch_norm)
+
+
+def _constants(attention: ir.Attention) -> int:
+    """Entries of the masks and the tables of rotations, which are no parameters."""
+    heads = attention.heads
+    return size_of(attention.token_mask) + params_of(tuple((h.mask, h.value_mask, h.rotation) for h in heads))
 
 
 def _unused_in_gated(block: ir.Block, plan: BlockPlan) -> int:
@@ -161,16 +163,12 @@ def _unused_in_gated(block: ir.Block, plan: BlockPlan) -> int:
         return 0
     unused = 0
     if block.gates.tokens is not None and not plan.scores_tokens:
-        unused += _params(block.gates.tokens)
+        unused += params_of(block.gates.tokens)
     if plan.attention is not None and (plan.scores_tokens or not plan.attention.node.heads):
-        unused += _params(plan.attention.node.norm)
+        unused += params_of(plan.attention.node.norm)
     if plan.mlp is not None and plan.mlp.rows == 0:
-        unused += _params(plan.mlp.node) - len(plan.mlp.node.down.weight)
+        unused += params_of(plan.mlp.node) - len(plan.mlp.node.down.weight)
     return unused
-
-
-def _params(node: object) -> int:
-    return sum(array.size for array in ir.arrays(node))
 
 
 def _projection_params(plan: AttentionPlan, dim: int) -> int:
@@ -183,19 +181,24 @@ def _projection_params(plan: AttentionPlan, dim: int) -> int:
     queries, keys, values = ([getattr(head, kind) for head in heads] for kind in ("query", "key", "value"))
     if plan.absorbed:
         biased = any(query.bias is not None for query in queries)
-        return len(heads) * plan.head_width * (4 * dim + (1 if biased else 0)) - _params(heads)
+        return len(heads) * plan.head_width * (4 * dim + (1 if biased else 0)) - params_of(heads)
     if not plan.visible_queries.any():
-        return _zero_biases(keys + values) - _params(tuple(queries))
-    one_product = plan.projection == "qkv" and plan.query_bias_in_product
-    products = [queries + keys + values] if one_product else [queries, keys + values]
-    return sum(_zero_biases(linears) for linears in products)
+        return zero_biases(keys + values) - params_of(tuple(queries))
+    if plan.projection != "qkv":
+        return zero_biases(queries) + zero_biases(keys + values)
+    if plan.query_bias_in_product:
+        return zero_biases(queries + keys + values)
+    products = plan.groups if plan.stacked_groups else (heads,)
+    inside = sum(zero_biases(_without_query_biases(group)) for group in products)
+    return inside - sum(size_of(query.bias) for query in queries) + sum(map(_query_biases, plan.groups))
 
 
-def _zero_biases(linears: Sequence[ir.Linear]) -> int:
-    """Entries of the bias of one product of `linears` that stand for no bias."""
-    missing = sum(len(linear.weight) for linear in linears if linear.bias is None)
-    return missing if any(linear.bias is not None for linear in linears) else 0
+def _without_query_biases(heads: tuple[ir.Head, ...]) -> list[ir.Linear]:
+    """The layers of a product that adds no bias to the queries."""
+    return [part for head in heads for part in (ir.Linear(head.query.weight), head.key, head.value)]
 
 
-def _size(array: ir.FloatArray | None) -> int:
-    return 0 if array is None else int(array.size)
+def _query_biases(heads: tuple[ir.Head, ...]) -> int:
+    """Entries of what is added to the queries of a group."""
+    biased = any(head.query.bias is not None for head in heads)
+    return sum(len(head.query.weight) for head in heads) if biased else 0

@@ -38,7 +38,8 @@ class AttentionPlan:
     Products: see `Projection`. With "qkv" the queries of all rows are computed and `query_rows` are taken from them; their
     bias is added inside the product where `query_bias_in_product`, else once they are cut into heads. With
     `stacked_groups` every group has a product of its own, cut into heads in one piece. With `residual_in_product` the
-    output projection adds the residual stream.
+    output projection adds the residual stream. `rotary_operator` says that queries and keys are turned by the operator for
+    it.
     """
 
     node: ir.Attention
@@ -55,6 +56,12 @@ class AttentionPlan:
     query_bias_in_product: bool
     stacked_groups: bool
     residual_in_product: bool
+    rotary_operator: bool
+
+    @property
+    def prepared(self) -> bool:
+        """Whether queries and keys are normalised or turned between their product and the heads, all heads at once."""
+        return is_prepared(self.node)
 
     @property
     def absorbed(self) -> bool:
@@ -124,6 +131,12 @@ def plan_model(model: ir.Model, target: Target) -> tuple[BlockPlan, ...]:
     return tuple(plans)
 
 
+def emitted_blocks(model: ir.Model) -> tuple[ir.Block, ...]:
+    """The blocks that the outputs of `model` depend on: nobody needs those behind the last one that is read."""
+    blocks = [-1 if output.block is None else output.block for output in model.outputs]
+    return model.blocks if -1 in blocks else model.blocks[: max(blocks) + 1]
+
+
 def plan_block(
     block: ir.Block, rows: ir.BlockRows, prefix: int, target: Target, *, rows_hidden: bool = False
 ) -> BlockPlan:
@@ -159,13 +172,14 @@ def _plan_mlp(mlp: ir.Mlp, block: ir.Block, rows: ir.BlockRows, branch_rows: int
     return MlpPlan(
         node=mlp,
         rows=computed,
-        residual_in_product=_adds_residual(mlp.down.bias, mlp.residual_scale, target),
+        residual_in_product=_adds_residual(mlp.down.bias, mlp, target),
     )
 
 
-def _adds_residual(bias: ir.FloatArray | None, scale: float, target: Target) -> bool:
-    """Whether the last product of a branch, of this bias and residual scale, adds the residual stream."""
-    return target.residual_in_product and bias is None and scale == 1.0
+def _adds_residual(bias: ir.FloatArray | None, branch: ir.Attention | ir.Mlp, target: Target) -> bool:
+    """Whether the last product of a branch, which has this bias, adds the residual stream."""
+    scaled = branch.residual_scale != 1.0 or branch.layer_scale is not None
+    return target.residual_in_product and bias is None and not scaled
 
 
 def _plan_attention(
@@ -175,7 +189,7 @@ def _plan_attention(
     ghosts = _ghost_rows(len(keys), attention.ghosts, target)
     every_query = _computes_every_query(attention, keys, live, ghosts, target)
     ghosts_projected = ghosts > 0 and (every_query or _projects_ghosts(attention, ghosts, target))
-    operator = target.attention_operator and not by_image and all(head.mask is None for head in attention.heads)
+    operator = target.attention_operator and not by_image and not _is_masked(attention)
     divisible: ir.IndexArray | None = None
     if operator and target.query_parts > 1:
         rows = entering + (ghosts if every_query else 0)
@@ -184,7 +198,8 @@ def _plan_attention(
     in_parts = not absorbed and divisible is not None and any(len(group) == 1 for group in groups)
     queries = divisible if in_parts and divisible is not None else live
     same_rows = np.array_equal(queries, keys) and not ghosts_projected
-    one_product = every_query or (same_rows and _same_biases(attention))
+    prepared = is_prepared(attention)
+    one_product = every_query or (same_rows and (prepared or _same_biases(attention)))
     return AttentionPlan(
         node=attention,
         groups=groups,
@@ -197,9 +212,10 @@ def _plan_attention(
         ghost_rows=ghosts,
         ghosts_projected=ghosts_projected,
         projection="absorbed" if absorbed else "qkv" if one_product else "q, kv",
-        query_bias_in_product=target.bias_in_product or not every_query,
-        stacked_groups=target.stacked_groups and every_query and len(groups) > 1,
-        residual_in_product=_adds_residual(attention.output_bias, attention.residual_scale, target),
+        query_bias_in_product=target.bias_in_product or not every_query or prepared,
+        stacked_groups=target.stacked_groups and every_query and not prepared and _can_be_stacked(groups),
+        residual_in_product=_adds_residual(attention.output_bias, attention, target),
+        rotary_operator=target.attention_operator and _is_turned(attention),
     )
 
 
@@ -210,6 +226,12 @@ def _head_groups(attention: ir.Attention) -> tuple[tuple[ir.Head, ...], ...]:
         return tuple(tuple(run) for _, run in runs)
     heads = iter(attention.heads)
     return tuple(tuple(itertools.islice(heads, size)) for size in attention.groups)
+
+
+def latent_runs(pool: ir.LatentPool) -> tuple[tuple[ir.LatentHead, ...], ...]:
+    """The heads of a latent pool that are computed together: those of equal widths that follow each other."""
+    runs = itertools.groupby(pool.heads, key=lambda head: (len(head.query), len(head.value.weight)))
+    return tuple(tuple(run) for _, run in runs)
 
 
 def _ghost_rows(keys: int, ghosts: int, target: Target) -> int:
@@ -232,7 +254,8 @@ def _computes_every_query(
 
     Nobody reads those of rows that are not `live`.
     """
-    if not np.isin(live, keys).all() or any(head.key.bias is not None for head in attention.heads):
+    biased = any(head.key.bias is not None for head in attention.heads) and not is_prepared(attention)
+    if biased or not np.isin(live, keys).all():
         return False
     channels = sum(head.query.weight.size for head in attention.heads)
     return (len(keys) + ghosts - len(live)) * channels <= target.spare_query_macs
@@ -244,12 +267,34 @@ def _same_biases(attention: ir.Attention) -> bool:
     return len({linear.bias is not None for linear in linears}) == 1
 
 
+def is_prepared(attention: ir.Attention) -> bool:
+    """Whether queries and keys are normalised or turned before they meet."""
+    return attention.query_norm is not None or attention.key_norm is not None or _is_turned(attention)
+
+
+def _is_turned(attention: ir.Attention) -> bool:
+    return any(head.rotation is not None for head in attention.heads)
+
+
+def _is_masked(attention: ir.Attention) -> bool:
+    return any(head.mask is not None or head.value_mask is not None for head in attention.heads)
+
+
+def _can_be_stacked(groups: tuple[tuple[ir.Head, ...], ...]) -> bool:
+    """Whether there are several groups, in each of which queries, keys and values have one width."""
+    return len(groups) > 1 and all(
+        len(head.query.weight) == len(head.value.weight) for group in groups for head in group
+    )
+
+
 def _absorbs(attention: ir.Attention, keys: ir.IndexArray, live: ir.IndexArray, target: Target) -> bool:
     """Whether absorbing the key and value matrices is exact and saves work."""
     heads = attention.heads
     if not target.absorb or not heads or not np.isin(live, keys).all() or attention.scale != 1.0:
         return False
-    if any(h.mask is not None or h.key.bias is not None or h.value.bias is not None for h in heads):
+    if is_prepared(attention) or attention.output_norm is not None or _is_masked(attention):
+        return False
+    if any(head.key.bias is not None or head.value.bias is not None for head in heads):
         return False
     dim, width = heads[0].query.weight.shape[1], max(map(head_width, heads))
     usual: int = dim * len(keys) * sum(len(h.key.weight) + len(h.value.weight) for h in heads)
