@@ -11,6 +11,7 @@ from slimc.errors import PassError, ValidationError
 from slimc.ir.interpret.model import trace
 from slimc.ir.validate import validate
 from slimc.passes.absorb_latents import AbsorbLatents
+from slimc.passes.align_hidden import AlignHidden
 from slimc.passes.drop_tokens import DropUnselectedTokens
 from slimc.passes.fold_batch_norm import FoldBatchNorm
 from slimc.passes.fold_biases import FoldBiases
@@ -60,6 +61,8 @@ def passes_for(target: Target, batch_size: int = 1) -> tuple[Pass, ...]:
         *((FoldOutputBiases(target),) if target.residual_in_product else ()),
         # After FoldOutputBiases, which adds a bias, and after all that makes ghosts, which this one leaves alone.
         *((FoldNormBiases(),) if target.biases_in_norm else ()),
+        # After all that removes units or adds one.
+        AlignHidden(target),
         # Last: the cost of a group depends on how many rows are left.
         PackHeads(target, batch_size),
     )

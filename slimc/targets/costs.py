@@ -47,13 +47,14 @@ class Costs(Protocol):
 
 @dataclass(frozen=True)
 class CountedCosts:
-    """Costs in multiply-accumulates; whatever its size, a group costs `group_macs` besides."""
+    """Costs in multiply-accumulates; whatever its size, a group costs `group_macs` besides, and `image_macs` an image."""
 
     group_macs: float
+    image_macs: float = 0.0
 
     def group(self, heads: int, width: int, work: Work) -> float:
         """Every channel that is computed, padding included, and once for the group."""
-        return self.group_macs + heads * width * work.channel_macs
+        return self.group_macs + self.image_macs * work.batch + heads * width * work.channel_macs
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ _BY_COUNT = CountedCosts(3e6)
 class Target:
     """Rules that head packing and emission follow; the defaults are those of the target ``generic``.
 
-    Packing: `width_multiple` and `min_width` bound head widths, `min_heads` and `max_heads` the heads of one batched
-    attention; of all groups within these bounds, those of the least `costs` are taken. A head to itself needs no padding:
-    on the generic target every dimension is exactly what the masks left. With `max_heads` none a group may have any number.
+    Widths: heads and FFNs have a multiple of `width_multiple`.
+
+    Packing: `min_width` bounds head widths, `min_heads` and `max_heads` the heads of one batched attention; of all groups
+    within these bounds, those of the least `costs` are taken. A head to itself needs no padding: on the generic target every
+    dimension is exactly what the masks left. With `max_heads` none a group may have any number.
 
     Ghosts: `key_multiple` is the number of keys where ghosts make it free; up to `exact_ghosts` of them are as many keys.
 
@@ -57,6 +59,8 @@ class Target:
 
 
 _TENSOR_CORES = ("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm120", "sm121")
+# What a further group costs, where it was measured: on an H100, in PyTorch (benchmarks/results/gpu/findings.md).
+_MEASURED_GROUPS = {"sm90": CountedCosts(0.6e9, 17e6)}
 TARGETS = ("generic", "cpu", *_TENSOR_CORES)
 
 
@@ -93,7 +97,7 @@ def find_target(name: str, *, threads: int | None = None, tuning: str | Path | N
         min_heads=2,
         max_heads=None,
         key_multiple=8,
-        costs=CountedCosts(60e6),
+        costs=_MEASURED_GROUPS.get(name, CountedCosts(60e6)),
         spare_query_macs=math.inf,
         bias_in_product=False,
         stacked_groups=True,
