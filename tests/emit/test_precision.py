@@ -7,11 +7,13 @@ import numpy as np
 import onnx_ir as oir
 import pytest
 
+from slimc import ir
 from slimc.backends import ort
 from slimc.backends.base import run_images
 from slimc.compiler.load import load_network
 from slimc.compiler.pipeline import compile_model, passes_for
 from slimc.emit.file import check_file
+from slimc.emit.graph import GraphBuilder
 from slimc.emit.model import emit
 from slimc.emit.precision import (
     MAX_SUBNORMAL_LOSS,
@@ -77,6 +79,22 @@ def test_every_weight_of_a_product_is_stored_in_half():
         dtype for name, dtype in weights.items() if ".norm" not in name and "pos_embed" not in name and name[0] == "b"
     } == {HALF}
     assert all(value.uses() for value in model.graph.initializers.values())
+
+
+def test_a_product_that_is_read_in_both_precisions_is_valid(tmp_path):
+    graph = GraphBuilder(17)
+    images = graph.input("images", (2, 4))
+    product = graph.linear(images, ir.Linear(np.eye(4, dtype=np.float32)), "first")
+    probabilities = graph.softmax(product, "softmax")
+    again = graph.linear(product, ir.Linear(np.ones((4, 4), np.float32)), "second")
+    outputs = [graph.add(probabilities, again, "sum")]
+    model = oir.Model(graph.build(outputs, "test"), ir_version=8)
+    to_half(model, "fp16")
+    oir.save(model, tmp_path / "both.onnx")
+    check_file(tmp_path / "both.onnx")
+    assert (
+        sum(node.op_type == "Cast" for node in model.graph) == 3
+    )  # the images; and each product where it is read in float32
 
 
 @pytest.mark.parametrize("vector", ["channel", "heads", "patches", "empty", "digits"])
