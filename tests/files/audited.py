@@ -112,6 +112,10 @@ def main() -> None:
         whole.write_bytes(sound(container)[:500])
         outcome(whole, watch)
         whole.unlink()
+    # A file that lost its zetas is a plain network, of the name that its arguments say.
+    import timm
+
+    timm.create_model("deit_small_patch16_224", depth=1)
     if mode == "fuzz":
         print(json.dumps(fuzz(arguments[0], int(arguments[1]), int(arguments[2]), directory, watch)))
     else:
