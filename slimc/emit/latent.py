@@ -19,7 +19,7 @@ from slimc.emit.mlp import hidden_units
 from slimc.emit.norms import normalise
 from slimc.emit.projection import bias_of, stacked
 from slimc.emit.stream import Stream
-from slimc.targets.plan import latent_runs
+from slimc.targets.plan import latent_runs, without_empty_heads
 
 NAME = "attn_pool"
 _Run = tuple[ir.LatentHead, ...]
@@ -27,11 +27,15 @@ _Run = tuple[ir.LatentHead, ...]
 
 def emit_latent_pool(graph: GraphBuilder, pool: ir.LatentPool, rows: Stream) -> Value:
     """Features [B, C] of the rows that `pool` reads."""
-    y = _attend(graph, pool, rows)
-    if pool.mlp is None:
+    y = _attend(graph, without_empty_heads(pool), rows)
+    mlp = pool.mlp
+    if mlp is None:
         return y
-    hidden = hidden_units(graph, pool.mlp, normalise(graph, y, pool.mlp.norm, f"{NAME}.norm"), f"{NAME}.mlp")
-    return graph.add(y, graph.linear(hidden, pool.mlp.down, f"{NAME}.mlp.fc2"), f"{NAME}.residual")
+    if len(mlp.up.weight) == 0:
+        bias = mlp.down.bias
+        return y if bias is None else graph.add(y, graph.parameter(f"{NAME}.mlp.fc2.bias", bias), f"{NAME}.residual")
+    hidden = hidden_units(graph, mlp, normalise(graph, y, mlp.norm, f"{NAME}.norm"), f"{NAME}.mlp")
+    return graph.add(y, graph.linear(hidden, mlp.down, f"{NAME}.mlp.fc2"), f"{NAME}.residual")
 
 
 def _attend(graph: GraphBuilder, pool: ir.LatentPool, rows: Stream) -> Value:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from slimc import ir
-from slimc.targets.count_parts import mlp_macs, mlp_params, params_of, zero_biases
-from slimc.targets.plan import latent_runs
+from slimc.targets.count_parts import mlp_macs, mlp_params, params_of, size_of, zero_biases
+from slimc.targets.plan import latent_runs, without_empty_heads
 
 
 def readout_macs(model: ir.Model) -> int:
@@ -13,7 +13,7 @@ def readout_macs(model: ir.Model) -> int:
     macs = 0
     if kinds & {"logits", "features"}:
         if isinstance(classifier.pool, ir.LatentPool):
-            macs += _latent_macs(classifier.pool, model.dim)
+            macs += _latent_macs(without_empty_heads(classifier.pool), model.dim)
         if classifier.pre_logits is not None:
             macs += classifier.pre_logits.weight.size * _readers(classifier)
     if "logits" in kinds:
@@ -33,7 +33,7 @@ def readout_params(model: ir.Model) -> int:
     if kinds & {"logits", "features"} and _readers(classifier):
         params += params_of(classifier.pooled_norm) + params_of(classifier.pre_logits)
         if isinstance(classifier.pool, ir.LatentPool):
-            params += _latent_params(classifier.pool)
+            params += _latent_params(without_empty_heads(classifier.pool))
     if "logits" in kinds:
         params += params_of(classifier.heads) + params_of(classifier.auxiliary)
     return params
@@ -64,7 +64,10 @@ def _latent_macs(pool: ir.LatentPool, dim: int) -> int:
 def _latent_params(pool: ir.LatentPool) -> int:
     """Parameters of the pool: its arrays without masks; absorbed, the scores of a head take one channel without a bias."""
     heads = pool.heads
-    params = sum(head.output.size for head in heads) + (0 if pool.mlp is None else mlp_params(pool.mlp))
+    params = sum(head.output.size for head in heads)
+    if pool.mlp is not None:
+        # Without hidden units only a bias is left.
+        params += mlp_params(pool.mlp) if len(pool.mlp.up.weight) else size_of(pool.mlp.down.bias)
     values = tuple(head.value for head in heads)
     if not heads:
         return params

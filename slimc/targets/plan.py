@@ -8,7 +8,7 @@ first.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -226,6 +226,11 @@ def _head_groups(attention: ir.Attention) -> tuple[tuple[ir.Head, ...], ...]:
         return tuple(tuple(run) for _, run in runs)
     heads = iter(attention.heads)
     return tuple(tuple(itertools.islice(heads, size)) for size in attention.groups)
+
+
+def without_empty_heads(pool: ir.LatentPool) -> ir.LatentPool:
+    """`pool` without heads that have no value, and so add nothing."""
+    return replace(pool, heads=tuple(head for head in pool.heads if len(head.value.weight)))
 
 
 def latent_runs(pool: ir.LatentPool) -> tuple[tuple[ir.LatentHead, ...], ...]:
