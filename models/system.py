@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from slimc.ir.preprocessing import Preprocessing
 
 Variant = Literal["slim", "masked", "dense"]
+# What says which of timm's networks the weights are of.
+_OF_BACKBONES = {"arch", "model_kwargs", "num_classes"}
 
 
 class System(ABC):
@@ -66,17 +68,13 @@ class System(ABC):
         Raises:
             OptionError: one of them is none of this system's.
         """
-        known = {f.name for f in fields(self.options)}
+        known = {f.name for f in fields(self.options)} - (set() if self.backbones else _OF_BACKBONES)
         values = {name: value for name, value in given.items() if value is not None}
         for name in values:
             if name not in known:
                 raise OptionError(
                     f"{flag(name)}: {self.title} checkpoints have no such setting; "
                     f"theirs are {', '.join(flag(each) for each in sorted(known))}"
-                )
-            if not self.backbones and name in ("arch", "model_kwargs", "num_classes"):
-                raise OptionError(
-                    f"{flag(name)}: the network of a {self.title} checkpoint follows from its weights; leave it out"
                 )
         return self.options(**values)
 

@@ -315,7 +315,9 @@ class _Conversion:
         output.replace_all_uses_with(restored, replace_graph_outputs=True)
         cast.replace_input_with(0, output)
         graph.insert_after(node, cast)
-        self.casts[restored, self.dtype, graph] = output  # who wants it in half precision again takes what it was made of
+        self.casts[restored, self.dtype, graph] = (
+            output  # who wants it in half precision again takes what it was made of
+        )
 
 
 def _is_constant(value: ir.Value) -> bool:

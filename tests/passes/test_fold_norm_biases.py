@@ -36,6 +36,7 @@ def test_layers_behind_a_norm_lose_their_biases_and_keep_their_shapes(network):
         (attention, mlp), (folded, folded_mlp) = branches(old), branches(new)
         pairs = [*zip(linears(attention), linears(folded), strict=True), (mlp.up, folded_mlp.up)]
         assert all(after.bias is None and after.weight.shape == was.weight.shape for was, after in pairs)
+        assert isinstance(folded_mlp.norm, ir.LayerNorm)
         assert sorted(folded_mlp.norm.bias) == [0.0] * (network.dim - 1) + [1.0]
         np.testing.assert_array_equal(folded_mlp.norm.weight, 1.0 - folded_mlp.norm.bias)
 
@@ -65,7 +66,9 @@ def test_the_channel_is_the_one_that_adds_least_to_the_others():
     weight = mlp.up.weight.copy()
     weight[:, 4] *= 1e-3
     faint = replace(network, blocks=(replace(network.blocks[0], mlp=replace(mlp, up=ir.Linear(weight, mlp.up.bias))),))
-    assert branches(fold(faint).blocks[0])[1].norm.bias.argmax() == 4
+    norm = branches(fold(faint).blocks[0])[1].norm
+    assert isinstance(norm, ir.LayerNorm)
+    assert norm.bias.argmax() == 4
 
 
 def test_zero_rows_gates_and_layers_without_biases_keep_a_branch_as_it_is():

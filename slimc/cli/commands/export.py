@@ -119,7 +119,8 @@ def _print_report(out: Output, report: ExportReport) -> None:
         if len(found.outputs) > 1:
             out.print(f"of their spreads: {', '.join(f'{each.output} {each.max_rel:.2e}' for each in found.outputs)}")
         if found.logits is not None:
-            masks = "" if compiled.options.variant == "dense" else " under its masks"
+            unmasked = compiled.options.variant == "dense" or compiled.network.masked is compiled.network.dense
+            masks = "" if unmasked else " under its masks"
             doubt = "" if report.accuracy is not None else ": no statement about labels"
             out.print(f"top-1 agreement {found.top1_agreement:.1%} with the PyTorch network{masks}{doubt}")
     if report.accuracy is not None:
