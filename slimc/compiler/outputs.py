@@ -29,23 +29,11 @@ def with_outputs(network: Network, names: Sequence[str] | None, option: str = "-
     if network.read is None:
         raise OptionError(f"{option}: {network.system.title} networks give logits only; leave it out")
     try:
-        masked = _choose(network.masked, names)
-        dense = masked if network.dense is network.masked else _choose(network.dense, names)
+        masked = ir.choose_outputs(network.masked, names)
+        dense = masked if network.dense is network.masked else ir.choose_outputs(network.dense, names)
     except OptionError as error:
         raise OptionError(f"{option}: {str(error).removeprefix('--outputs: ')}") from None
     return replace(network, masked=masked, dense=dense)
-
-
-def _choose(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """`model` with these outputs, and with no more of a classifier than they need."""
-    model = ir.choose_outputs(model, names)
-    kinds = {output.kind for output in model.outputs}
-    classifier = model.classifier
-    if "logits" not in kinds:
-        classifier = replace(classifier, heads=(), auxiliary=None)
-    if not kinds & {"logits", "features"}:
-        classifier = ir.Classifier(classifier.norm if "tokens" in kinds else None, (), ())
-    return replace(model, classifier=classifier)
 
 
 def names_of(network: Network) -> tuple[str, ...]:

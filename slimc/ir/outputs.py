@@ -10,7 +10,7 @@ import numpy as np
 
 from slimc.errors import OptionError
 from slimc.ir.nodes import Model
-from slimc.ir.readout import Output
+from slimc.ir.readout import Classifier, Output
 from slimc.ir.rows import embedded_rows
 
 _NAME = re.compile(r"(?P<kind>logits|features|tokens|blocks)(?:\.(?P<block>\d+))?(?P<layout>:nchw|:nlc)?")
@@ -19,7 +19,7 @@ _NAME = re.compile(r"(?P<kind>logits|features|tokens|blocks)(?:\.(?P<block>\d+))
 def choose_outputs(model: Model, names: Sequence[str]) -> Model:
     """`model`, which no pass has changed, with the outputs of these `names`, in their order; see `slimc.ir.Output`.
 
-    Blocks that none of them needs are left out.
+    Blocks and parts of the classifier that none of them needs are left out.
 
     Raises:
         OptionError: the model has no such output, or one stands twice.
@@ -33,7 +33,15 @@ def choose_outputs(model: Model, names: Sequence[str]) -> Model:
     blocks = model.blocks
     if all(output.kind == "blocks" for output in outputs):
         blocks = blocks[: 1 + max(output.block or 0 for output in outputs)]
-    return replace(model, outputs=outputs, blocks=blocks)
+    return replace(model, outputs=outputs, blocks=blocks, classifier=_needed(model.classifier, outputs))
+
+
+def _needed(classifier: Classifier, outputs: Sequence[Output]) -> Classifier:
+    """What `outputs` need of `classifier`."""
+    kinds = {output.kind for output in outputs}
+    if not kinds & {"logits", "features"}:
+        return Classifier(classifier.norm if "tokens" in kinds else None, (), ())
+    return classifier if "logits" in kinds else replace(classifier, heads=(), auxiliary=None)
 
 
 def describe_outputs(model: Model) -> str:

@@ -14,8 +14,8 @@ _ERF = np.frompyfunc(math.erf, 1, 1)
 
 
 def normalise(norm: Norm | None, x: Float64) -> Float64:
-    """`norm` over the last axis; `x` itself where there is none."""
-    if norm is None:
+    """`norm` over the last axis; `x` itself where there is none, or no channel."""
+    if norm is None or x.shape[-1] == 0:
         return x
     if isinstance(norm, RmsNorm):
         scaled: Float64 = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + norm.eps) * norm.weight.astype(np.float64)
