@@ -13,7 +13,16 @@ from typing import Any
 import torch
 
 from slimc.errors import CheckpointError, OptionError
-from slimc.models.folder_files import CONFIG, FolderModule, FolderWeights, fill, read_json, read_weights, require_timm
+from slimc.models.folder_files import (
+    CONFIG,
+    FolderModule,
+    FolderWeights,
+    NotInitialised,
+    fill,
+    read_json,
+    read_weights,
+    require_timm,
+)
 from slimc.models.hugging_face import read_hugging_face
 
 __all__ = ["FolderModule", "read_folder"]
@@ -140,7 +149,7 @@ def create_module(path: Path, name: str, arguments: Mapping[str, Any], given: tu
             "timm.list_models()"
         )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), NotInitialised():
             module: torch.nn.Module = timm.create_model(name, pretrained=False, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

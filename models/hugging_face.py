@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slimc.errors import CheckpointError, MissingError, OptionError
-from slimc.models.folder_files import CONFIG, FolderModule, FolderWeights, fill, read_weights
+from slimc.models.folder_files import CONFIG, FolderModule, FolderWeights, NotInitialised, fill, read_weights
 from slimc.models.hugging_face_config import WITH_TEXT, Fields, read_fields
 from slimc.models.hugging_face_images import read_images
 from slimc.models.hugging_face_names import Source, Tower, assemble
@@ -248,7 +248,7 @@ def _build(tower: Tower, head: _Head, extra: Mapping[str, Any]) -> nn.Module:
         MissingError: timm is too old for it.
         OptionError: `extra`, arguments of timm's class, cannot be used.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), NotInitialised():
         try:
             module = (_eva if tower.eva else _vision_transformer)(tower, head, extra)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
