@@ -1,7 +1,7 @@
 """The pages that mkdocs makes of what is written elsewhere, each time it builds, so that none of them can go stale.
 
 reference/commands.md    what every command's ``--help`` says, with its panels as headings
-reference/figures.md     benchmarks/results/results.md, with its pictures
+reference/figures.md     benchmarks/results/results.md, with its pictures, plain_vit.md and families.md
 reference/changelog.md   CHANGELOG.md
 """
 
@@ -55,6 +55,15 @@ Every case in one picture:
 ![All latencies](latency-all.png)
 
 ![Compile time and memory](compile.png)
+
+## Plain vision transformers
+
+Made by `python -m benchmarks.plain_vit`, dense, against torch.onnx.export and onnxslim; and by `python -m
+benchmarks.families`, in a tiny geometry with random weights, the error as a share of an output's spread.
+
+{(RESULTS / "plain_vit.md").read_text()}
+
+{(RESULTS / "families.md").read_text()}
 """
 
 

@@ -296,3 +296,11 @@ def test_figures_of_the_readme_are_those_of_the_results():
     }
     assert len(figures) > 30
     assert figures <= cells
+
+
+def test_tables_in_the_readme_are_those_that_were_measured():
+    text = (ROOT / "README.md").read_text()
+    tables = re.findall(r"<!-- table: (\S+) -->\n\n((?:\|.*\n)+)", text)
+    assert [path for path, _ in tables] == ["benchmarks/results/families.md", "benchmarks/results/plain_vit.md"]
+    for path, table in tables:
+        assert table == (ROOT / path).read_text(), f"README.md: put {path} in again"
