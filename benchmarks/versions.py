@@ -40,7 +40,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "generic": {"target": "generic"},
     "cpu, 1 thread": {"target": "cpu", "threads": 1},
     "cpu, 2 threads": {"target": "cpu", "threads": 2},
-    "cpu, opset 17": {"target": "cpu", "threads": 2, "opset": 17},
+    "cpu, opset 17": {"target": "cpu", "opset": 17},
     "sm89": {"target": "sm89"},
 }
 ONNXRUNTIME = (
