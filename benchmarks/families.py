@@ -157,12 +157,12 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 def main() -> None:
     """Check the entry points that are asked for, and keep the others' results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="default: all of timm's")
+    parser.add_argument("names", nargs="*", help="default: those that have no results yet, else all of timm's")
     options = parser.parse_args()
     kept = RESULTS / "families.json"
     names = entry_points()
     found = {row["name"]: row for row in json.loads(kept.read_text())} if kept.exists() else {}
-    for name in options.names or names:
+    for name in options.names or [name for name in names if name not in found] or names:
         found[name] = asdict(check(name))
         rows = [found[each] for each in names if each in found]
         kept.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

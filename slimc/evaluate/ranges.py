@@ -44,7 +44,7 @@ def largest_values(model: oir.Model, names: Iterable[str], images: Images) -> di
         path = directory / "measuring.onnx"
         save(measuring, path)
         del measuring
-        session = ort.load(path)
+        session = ort.load(path, fused=False)
         spec = image_input(session, "the model")
         if images.ndim != 4 or images.shape[1:] != spec.shape[1:]:
             raise ModelFileError(

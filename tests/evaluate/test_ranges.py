@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as oir
 import pytest
 
+from slimc.emit.activations import activate
 from slimc.emit.graph import GraphBuilder
 from slimc.errors import ModelFileError
 from slimc.evaluate.ranges import largest_values
@@ -53,3 +54,15 @@ def test_images_of_another_model_are_refused():
     with pytest.raises(ModelFileError, match=r"takes images \[3, 2, 2\], but was given \[3, 4, 4\]"):
         largest_values(model(), ["product"], np.zeros((1, 3, 4, 4), np.float32))
     assert largest_values(model(), [], IMAGES) == {}
+
+
+def test_a_gelu_that_onnx_runtime_fuses_is_measured_as_it_stands():
+    graph = GraphBuilder(17)
+    images = graph.input("images", (2, 3, 2, 2))
+    flat = graph.reshape(images, (2, 12), "flat")
+    hidden = graph.gemm(flat, graph.parameter("weight", WEIGHT), None, "hidden")
+    output = activate(graph, "gelu_tanh", hidden, "act")
+    network = oir.Model(graph.build([output], "m"), ir_version=8)
+    found = largest_values(network, ["act.half"], IMAGES)
+    product = IMAGES.reshape(5, 12) @ WEIGHT.T
+    assert found["act.half"].measured == pytest.approx(np.abs(product).max() / 2, rel=1e-4)
