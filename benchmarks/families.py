@@ -142,7 +142,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
         members = families[family]
         done = [row for row in members if row["refused"] is None]
         if not done:
-            lines.append(f"| {family} | 0 of {len(members)}: {members[0]['refused']} | | | |")
+            reason = members[0]["refused"].split(", which")[0].rpartition(": ")[2]
+            lines.append(f"| {family} | 0 of {len(members)}: {reason} | | | |")
             continue
         built = [row["fused"] for row in done if row["fused"] is not None]
         attentions = f"{sum(b[0] for b in built)} of {sum(b[1] for b in built)}" if built else "not built"
