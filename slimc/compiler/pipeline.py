@@ -33,8 +33,11 @@ from slimc.targets.target import Target
 CHECK_TOLERANCE = 1e-9
 
 
-def passes_for(target: Target, batch_size: int = 1) -> tuple[Pass, ...]:
-    """The passes that make a searched model slim, to run on `batch_size` images at a time."""
+def lasting_passes() -> tuple[Pass, ...]:
+    """The passes that ask for nothing but the network: whatever it is compiled for and whatever is read, they come first.
+
+    Run a second time they change nothing.
+    """
     return (
         # First: fewer rows for all that follows, whose row sets count those that are left.
         DropUnselectedTokens(),
@@ -50,6 +53,13 @@ def passes_for(target: Target, batch_size: int = 1) -> tuple[Pass, ...]:
         RemoveMaskedPositions(),
         # After positions: a branch may have lost its last key. Before liveness: an empty attention reads no row.
         RemoveEmptyBranches(),
+    )
+
+
+def passes_for(target: Target, batch_size: int = 1) -> tuple[Pass, ...]:
+    """The passes that make a searched model slim, to run on `batch_size` images at a time."""
+    return (
+        *lasting_passes(),
         RemoveDeadTokens(),
         # Again after liveness: where only masked rows live on, an FFN computes no row.
         RemoveEmptyBranches(),
