@@ -17,15 +17,18 @@ from slimc.ir.interpret.embedding import embed
 from slimc.ir.interpret.gates import Decisions, channel_gates, decide, undecided
 from slimc.ir.interpret.linear import Float64, apply, branch_scale, hidden_units, normalise
 from slimc.ir.interpret.readout import read_out, token_rows
-from slimc.ir.interpret.tokens import Stream, kept_patches, select_tokens
+from slimc.ir.interpret.tokens import Stream, kept_patches, select_tokens, selection_margin
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The outputs by name; the patches that every selection kept, ascending, [B, K] each; what every block decided."""
+    """The outputs by name; the patches that every selection kept, ascending, [B, K] each, and how surely all of them do so
+    [B]; what every block decided.
+    """
 
     outputs: Mapping[str, Float64]
     kept: tuple[IndexArray, ...]
+    margins: Float64
     decisions: tuple[Decisions, ...] = ()
 
     @property
@@ -44,8 +47,10 @@ def trace(model: Model, images: FloatArray) -> Trace:
     stream = start(model, np.asarray(images, np.float64))
     kept, decisions = [], []
     outputs: dict[str, Float64] = {}
+    margins = np.full(len(images), np.inf)
     for i, block in enumerate(model.blocks):
         if block.select is not None:
+            margins = np.minimum(margins, selection_margin(block.select, stream))
             stream = select_tokens(block.select, stream)
             kept.append(kept_patches(stream))
         decisions.append(decide(block.gates, stream.rows, model.prefix) if block.gates else undecided(stream.rows))
@@ -58,7 +63,9 @@ def trace(model: Model, images: FloatArray) -> Trace:
     patches = stream.kept & (stream.patches >= 0)
     last = [output for output in model.outputs if output.kind != "blocks"]
     outputs |= read_out(model.classifier, last, stream.rows, model.grid, patches)
-    return Trace({output.name: outputs[output.name] for output in model.outputs}, tuple(kept), tuple(decisions))
+    return Trace(
+        {output.name: outputs[output.name] for output in model.outputs}, tuple(kept), margins, tuple(decisions)
+    )
 
 
 def start(model: Model, images: Float64) -> Stream:

@@ -29,9 +29,7 @@ def select_tokens(select: SelectTokens, stream: Stream) -> Stream:
     """The stream after a selection."""
     p = select.prefix
     kept = stream.kept[:, p:]
-    score = score_tokens(select.scorer, stream.rows[:, p:], kept)
-    score = np.where(kept, np.where(np.isnan(score), np.inf, score), -np.inf)
-    best = np.argsort(-score, axis=1, kind="stable")[:, : select.keep]
+    best = np.argsort(-_ranks(select, stream), axis=1, kind="stable")[:, : select.keep]
     if not select.drop:
         chosen = np.zeros_like(kept)
         np.put_along_axis(chosen, best, values=True, axis=1)
@@ -42,6 +40,28 @@ def select_tokens(select: SelectTokens, stream: Stream) -> Stream:
         patches=np.take_along_axis(stream.patches, rows, 1),
         kept=np.take_along_axis(stream.kept, rows, 1),
     )
+
+
+def selection_margin(select: SelectTokens, stream: Stream) -> Float64:
+    """How surely a selection keeps what it keeps [B]: the gap between the last row kept and the first that is not, in
+    standard deviations of the scores; infinite where it keeps all.
+    """
+    margins = []
+    for score in _ranks(select, stream):
+        ordered = -np.sort(-score[score > -np.inf])
+        if select.keep >= len(ordered):
+            margins.append(np.inf)
+        else:
+            with np.errstate(invalid="ignore"):  # equal scores, and those of images with NaN
+                margins.append((ordered[select.keep - 1] - ordered[select.keep]) / ordered.std(ddof=1))
+    return np.nan_to_num(np.array(margins, np.float64), posinf=np.inf)
+
+
+def _ranks(select: SelectTokens, stream: Stream) -> Float64:
+    """What the patch rows are ranked by [B, N]."""
+    kept = stream.kept[:, select.prefix :]
+    score = score_tokens(select.scorer, stream.rows[:, select.prefix :], kept)
+    return np.where(kept, np.where(np.isnan(score), np.inf, score), -np.inf)
 
 
 def score_tokens(scorer: TokenScorer, x: Float64, kept: BoolArray) -> Float64:
