@@ -120,6 +120,9 @@ class Network:
         read: runs what `pytorch` built on such images, and gives the outputs of these names (`slimc.ir.Output.name`); none
             where there are logits only.
         warnings: what a user should know about how the checkpoint was understood.
+        origin: what reports tell of the network before, where `masked` is slim already; then `dense` and this have shapes
+            and no numbers.
+        limits: what the gates of `masked` were limited to already (`slimc.compiler.limits`).
     """
 
     system: System
@@ -134,6 +137,13 @@ class Network:
     trace: Callable[[torch.nn.Module, torch.Tensor], Trace] = run_plainly
     read: Callable[[torch.nn.Module, torch.Tensor, tuple[str, ...]], Mapping[str, torch.Tensor]] | None = None
     warnings: tuple[str, ...] = ()
+    origin: ir.Model | None = None
+    limits: Mapping[str, Any] | None = None
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What it can be compiled to."""
+        return ("dense", "masked", "slim") if self.origin is None else ("slim",)
 
     @property
     def selects(self) -> bool:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from slimc.compiler.api.artefacts import bench, build_engine, verify
     from slimc.compiler.api.masks import mask
     from slimc.compiler.api.networks import compile, export, load  # noqa: A004 - as in re and torch
+    from slimc.compiler.api.slim import save
     from slimc.compiler.compile import Compiled
     from slimc.compiler.engine import EngineReport
     from slimc.compiler.export import ExportReport
@@ -73,6 +74,7 @@ __all__ = [
     "load",
     "mask",
     "read_metadata",
+    "save",
     "tune",
     "verify",
 ]
@@ -86,6 +88,7 @@ _MODULES = {
     "slimc.compiler.api.artefacts": ("bench", "build_engine", "verify"),
     "slimc.compiler.api.masks": ("mask",),
     "slimc.compiler.api.networks": ("compile", "export", "load"),
+    "slimc.compiler.api.slim": ("save",),
     "slimc.compiler.compile": ("Compiled",),
     "slimc.compiler.engine": ("EngineReport",),
     "slimc.compiler.export": ("ExportReport",),

@@ -22,6 +22,7 @@ PUBLIC = {
         "mask",
         "compile",
         "export",
+        "save",
         "verify",
         "build_engine",
         "bench",

@@ -183,7 +183,7 @@ def inspect_usage(
         raise OptionError(f"--data: {network.system.title} networks decide nothing for each image")
     with progress(f"running the network on {len(files)} images") as advance:
         usage = observe(network, files, advance)
-    compiled = slimc.compile(network, variant="dense")
+    compiled = slimc.compile(network, variant=network.variants[0])
     found = report(usage, network.masked, compiled.dense.macs)
     replaced = _existing(picture)
     _draw_usage(found, network, picture, progress)
@@ -259,14 +259,15 @@ def _kept_by_model(source: Path, metadata: Metadata, image: Path) -> KeptPatches
 
 def _kept_by_network(network: Network, image: Path) -> KeptPatches:
     """What the selections of a checkpoint's PyTorch network keep of `image`."""
-    import torch
-
     from slimc.files.images import load_images, pixels
     from slimc.report.structure import KeptPatches
 
     if not network.selects:
         raise OptionError(f"--image: {network.system.title} networks select no patches by the image")
     images = load_images([image], network.masked.image, network.preprocessing, "--image")
+    pytorch = network.pytorch("masked")
+    import torch
+
     with torch.inference_mode():
-        kept = network.trace(network.pytorch("masked"), torch.from_numpy(images)).kept
+        kept = network.trace(pytorch, torch.from_numpy(images)).kept
     return KeptPatches(pixels(images, network.preprocessing)[0], tuple(patches[0].numpy() for patches in kept))

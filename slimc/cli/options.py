@@ -339,7 +339,9 @@ def inputs(*paths: Path | None) -> dict[Path, None]:
 
 def checkpoint_inputs(path: Path, sha256: str | None) -> dict[Path, str | None]:
     """A checkpoint, whose digest may be known, as an input; see `inputs`."""
-    return dict(inputs(path)) if path.is_dir() else {path: sha256}
+    from slimc.files.slim import is_slim  # what it states is the digest of what it was made of
+
+    return dict(inputs(path)) if path.is_dir() or is_slim(path) else {path: sha256}
 
 
 def overwritten(paths: Iterable[Path]) -> str:

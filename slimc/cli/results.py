@@ -114,7 +114,7 @@ def export_json(report: ExportReport) -> dict[str, Any]:
         **values,
         "data": None if compiled.options.data is None else str(compiled.options.data),
         "onnx": str(report.onnx),
-        "reference": str(report.reference),
+        "reference": None if report.reference is None else str(report.reference),
         "replaced": names(report.replaced),
         "verify": comparison_json(report.comparison, report.agreement),
         "worst_file": None if report.worst_file is None else str(report.worst_file),

@@ -70,6 +70,8 @@ def choose_adaptive(
         adaptive = Adaptive(conditional=batch_size == 1 and target.name in ("generic", "cpu"))
     if adaptive.conditional and batch_size != 1:
         raise OptionError(f"--adaptive conditional: needs --batch-size 1, not {batch_size}: images decide differently")
+    if adaptive.capacity and network.limits is not None:
+        raise OptionError(f"--adaptive capacity: {network.path} has its capacities; expected masked or conditional")
     if adaptive.capacity and data is None:
         raise OptionError("--adaptive capacity: needs calibration images; give their folder with --data DIR")
     return adaptive
@@ -77,9 +79,9 @@ def choose_adaptive(
 
 def observe(network: Network, files: list[Path], advance: Advance) -> Usage:
     """What the PyTorch network decides on the images in `files`."""
+    pytorch = network.pytorch("masked")
     import torch
 
-    pytorch = network.pytorch("masked")
     parts = []
     for start in range(0, len(files), _CHUNK):
         images = load_images(files[start : start + _CHUNK], network.masked.image, network.preprocessing)

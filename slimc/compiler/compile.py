@@ -20,10 +20,10 @@ from slimc.compiler.adaptive import Adaptive, calibrate, choose_adaptive, limite
 from slimc.compiler.limits import Limits
 from slimc.compiler.options import CompileOptions, check_options
 from slimc.compiler.outputs import with_outputs
-from slimc.compiler.pipeline import check_passes, compile_model, passes_for
+from slimc.compiler.pipeline import check_passes, compile_model, lasting_passes, passes_for
 from slimc.compiler.reference import SEED
 from slimc.emit.precision import Precision
-from slimc.errors import CheckpointError
+from slimc.errors import CheckpointError, OptionError
 from slimc.evaluate.progress import Progress, Stopwatch, silent
 from slimc.files.images import readable_images, seeded_images
 from slimc.files.structure import Structure, describe
@@ -47,7 +47,7 @@ class Compiled:
         dense: parameters and MACs of the network with every mask at one.
         slim: those of the result.
         adaptive: how the decisions of an image were compiled; none where nothing is decided.
-        limits: the limits that its gates were given; none where they have none.
+        limits: the limits that its gates have been given; none where they have none.
         pass_errors: the largest difference of any output after each pass in float64, where that was checked.
         milliseconds: where the time went.
     """
@@ -77,7 +77,7 @@ class Compiled:
         """Write the network as ONNX to `output`, with a reference beside it, after comparing it with PyTorch.
 
         Args:
-            output: a path that ends in .onnx.
+            output: a path that ends in .onnx, or in .safetensors for a slim file.
             batch_size: images in a batch; None is what was compiled for, and so for the next three.
             precision: of matrix products: "fp32", "fp16" or "bf16".
             opset: of ONNX.
@@ -127,24 +127,26 @@ def compile_network(
         PassError: `check` found that a pass changed an output.
     """
     check_options(options)
+    _check_variant(network, options)
     network = with_outputs(network, options.outputs)
     watch = Stopwatch(progress)
     adaptive = choose_adaptive(options.adaptive, network, options.target, options.batch_size, options.data)
-    limits: Limits | None = None
-    if adaptive is not None and adaptive.capacity and options.data is not None and options.variant == "slim":
-        files = readable_images(options.data)
-        with watch.stage("calibrate", f"running the network on {len(files)} images") as advance:
-            limits = calibrate(network, files, adaptive.quantile, advance)
+    limits = new = _calibrated(network, options, adaptive, watch)
+    if adaptive is not None and network.limits is not None:
+        limits, adaptive = Limits.from_json(network.limits), replace(adaptive, capacity=True)
     target = options.effective_target
     passes = passes_for(target, options.batch_size)
     with watch.stage("passes", "running the passes"):
-        model = _compiled(network, options, (*(limiting_passes(limits) if limits else ()), *passes))
+        model = _compiled(network, options, (*(limiting_passes(new) if new else ()), *passes))
         compiled = Compiled(
             network=network,
             options=options,
             model=model,
             structure=describe(
-                model, network.dense if options.variant == "dense" else network.masked, network.dense, target
+                model,
+                network.dense if options.variant == "dense" else network.origin or network.masked,
+                network.dense,
+                target,
             ),
             dense=count(network.dense, target),
             slim=count(model, target),
@@ -156,8 +158,47 @@ def compile_network(
         with watch.stage("check_passes", "checking every pass in float64"):
             images = seeded_images(1, network.masked.image, SEED, network.masked.embedding.channels)
             # Limits change what an image computes that exceeds them; the passes behind them change nothing.
-            errors = check_passes(limited(network.masked, limits) if limits else network.masked, passes, images)
+            errors = check_passes(limited(network.masked, new) if new else network.masked, passes, images)
     return replace(compiled, pass_errors=errors, milliseconds=watch.milliseconds)
+
+
+def make_slim(network: Network, options: CompileOptions, watch: Stopwatch) -> Network:
+    """`network` as slim as it is for every target and every output: what a slim file holds; itself where it is so already.
+
+    Raises:
+        OptionError, CheckpointError: see `compile_network`.
+    """
+    adaptive = choose_adaptive(options.adaptive, network, options.target, options.batch_size, options.data)
+    new = _calibrated(network, options, adaptive, watch)
+    with watch.stage("passes", "running the passes"):
+        model = _compiled(network, options, (*(limiting_passes(new) if new else ()), *lasting_passes()))
+    if model is network.masked:
+        return network
+    limits = network.limits if new is None else new.to_json()
+    return replace(network, masked=model, origin=network.origin or network.masked, limits=limits)
+
+
+def _calibrated(
+    network: Network, options: CompileOptions, adaptive: Adaptive | None, watch: Stopwatch
+) -> Limits | None:
+    """The limits that the images of `options` suggest, where that is wanted."""
+    if adaptive is None or not adaptive.capacity or options.data is None or options.variant != "slim":
+        return None
+    files = readable_images(options.data)
+    with watch.stage("calibrate", f"running the network on {len(files)} images") as advance:
+        return calibrate(network, files, adaptive.quantile, advance)
+
+
+def _check_variant(network: Network, options: CompileOptions) -> None:
+    """Refuse what a network cannot be compiled to.
+
+    Raises:
+        OptionError: it is slim already.
+    """
+    if options.variant not in network.variants:
+        raise OptionError(
+            f"--{options.variant}: {network.path} holds the slim network alone; give the checkpoint that it was made of"
+        )
 
 
 def _compiled(network: Network, options: CompileOptions, passes: tuple[Pass, ...]) -> ir.Model:

@@ -12,6 +12,8 @@ import onnx_ir as oir
 
 from slimc.backends import ort
 from slimc.compiler.compile import Compiled, compile_network
+from slimc.compiler.export_slim import SUFFIX as SLIM_SUFFIX
+from slimc.compiler.export_slim import check_slim_options, export_slim
 from slimc.compiler.half import narrow
 from slimc.compiler.labelled import LabelledComparison, compare_accuracy
 from slimc.compiler.options import CompileOptions, check_options
@@ -35,8 +37,8 @@ class ExportReport:
     """What `export` did.
 
     Attributes:
-        onnx: the model that was written.
-        reference: the inputs and the PyTorch network's outputs, beside it.
+        onnx: the model that was written, or the slim file.
+        reference: the inputs and the PyTorch network's outputs, beside it; none beside a slim file.
         compiled: the network, without its weights.
         comparison: of all outputs, over all inputs, seeded and from the data folder; none where that was not wanted.
         agreement: how far what the model chooses agrees, where it chooses anything.
@@ -50,7 +52,7 @@ class ExportReport:
     """
 
     onnx: Path
-    reference: Path
+    reference: Path | None
     compiled: Compiled
     comparison: Comparison | None
     milliseconds: Mapping[str, float]
@@ -64,7 +66,8 @@ class ExportReport:
     @property
     def written(self) -> tuple[Path, ...]:
         """The files that were written: the model, its weights where they lie beside it, and the reference."""
-        return tuple(path for path in (self.onnx, data_path(self.onnx), self.reference) if path.exists())
+        paths = (self.onnx, data_path(self.onnx), self.reference)
+        return tuple(path for path in paths if path is not None and path.exists())
 
 
 def export_network(
@@ -78,11 +81,13 @@ def export_network(
     watch: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
-    """Compile `network` into the ONNX model `output` and its reference; nothing is written unless everything succeeds.
+    """Compile `network` into the ONNX model `output` and its reference, or into the slim file `output`.
+
+    Nothing is written unless everything succeeds.
 
     Args:
         network: what a checkpoint was loaded as.
-        output: ends in .onnx.
+        output: ends in .onnx, or in .safetensors for a slim file.
         options: how to compile.
         verify: compare with the PyTorch network before anything is written.
         check_passes: compare in float64 after every pass as well.
@@ -98,6 +103,8 @@ def export_network(
     watch = watch or Stopwatch(progress)
     check_export(network.path, output, options, verify=verify, check_passes=check_passes)
     files = _checked_images(options.data, progress)
+    if output.suffix.lower() == SLIM_SUFFIX:
+        return _export_slim(network, output, options, files, verify=verify, check=check_passes, watch=watch)
     if compiled is None:
         compiled = compile_network(network, options, check=check_passes, progress=progress)
         watch.add(compiled.milliseconds or {})
@@ -127,6 +134,23 @@ def export_network(
     kept, warnings, written = narrowed.kept, narrowed.warnings, reference_path(output)
     return ExportReport(
         output, written, compiled, comparison, watch.total(), agreement, replaced, worst, kept, warnings, accuracy
+    )
+
+
+def _export_slim(
+    network: Network,
+    output: Path,
+    options: CompileOptions,
+    files: list[Path],
+    *,
+    verify: bool,
+    check: bool,
+    watch: Stopwatch,
+) -> ExportReport:
+    replaced = (output,) if output.exists() else ()
+    found = export_slim(network, output, options, files, verify=verify, check=check, watch=watch)
+    return ExportReport(
+        output, None, found.compiled, found.comparison, watch.total(), found.agreement, replaced, found.worst_file
     )
 
 
@@ -181,7 +205,9 @@ def check_export(
     check_options(options)
     if output.exists() and source.exists() and output.samefile(source):
         raise OptionError(f"--output: {output} is the checkpoint itself; expected another file")
-    check_output(output, (".onnx",))
+    check_output(output, (".onnx", SLIM_SUFFIX))
+    if output.suffix.lower() == SLIM_SUFFIX:
+        check_slim_options(output, options)
     if check_passes and options.variant != "slim":
         raise OptionError("--check-passes: no pass runs for --dense and --masked")
     if options.data is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimc.errors import CheckpointError, OptionError
 from slimc.files.checkpoint import choose_weights, read_checkpoint
+from slimc.files.slim import is_slim
 from slimc.models.options import ModelOptions, said
 from slimc.models.system import Network
 from slimc.models.systems import PLAIN, recognise, recognises
@@ -21,7 +22,7 @@ def load_network(path: Path, options: Mapping[str, Any] | None = None, *, ema: b
     """Read the checkpoint or folder at `path`, recognise its system and understand it.
 
     Args:
-        path: a zip or legacy torch file, or safetensors; or a folder with config.json and weights.
+        path: a zip or legacy torch file, or safetensors; a slim file; or a folder with config.json and weights.
         options: what the system's options say (`slimc.models.options`), by name; those that are None were not given.
         ema: take the averaged weights; None leaves it to the system: AdaViT's released evaluation takes them where they
             are, the others never do.
@@ -35,6 +36,8 @@ def load_network(path: Path, options: Mapping[str, Any] | None = None, *, ema: b
     if path.is_dir():
         return _load_folder(path, given, ema)
     _refuse_hub_id(path)
+    if is_slim(path):
+        return _load_slim(path, given, ema)
     checkpoint = read_checkpoint(path, recognises, given.get("state_key"))
     system = recognise(checkpoint)
     checkpoint = choose_weights(checkpoint, ema, averaged=system.averaged)
@@ -58,6 +61,19 @@ def load_module(module: torch.nn.Module, options: Mapping[str, Any] | None = Non
         read, ("arch", "model_kwargs", "num_classes", "img_size", "num_heads", "state_key"), "the module says itself"
     )
     return _masked(build(from_module(module), read, PLAIN), given)
+
+
+def _load_slim(path: Path, given: Mapping[str, Any], ema: bool | None) -> Network:
+    from slimc.compiler.limits import Limits
+    from slimc.models import slim_file
+
+    network = slim_file.load(path, given, ema)
+    try:
+        if network.limits is not None:
+            Limits.from_json(network.limits)
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: not a slim file that can be used: its limits cannot be read") from None
+    return network
 
 
 def _load_folder(folder: Path, given: Mapping[str, Any], ema: bool | None) -> Network:

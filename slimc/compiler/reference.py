@@ -40,11 +40,12 @@ def make_reference(
 ) -> Reference:
     """What the PyTorch network makes of seeded inputs, at least `_INPUTS` in whole batches, and of the images in `files`.
 
-    Where it decides for each image what runs, also which images a network with `limits` decides alike on. `tolerance` is
-    recorded.
+    Where it decides for each image what runs, also which images a network with `limits` decides alike on, unless these are
+    the limits of `network` itself. `tolerance` is recorded.
     """
+    limits = limits if network.limits is None else None
     count_seeded = -(-_INPUTS // batch_size) * batch_size
-    run = _Runner(network, variant)
+    run = Runner(network, variant)
     image, channels = network.masked.image, network.masked.embedding.channels
     held = seeded_images(count_seeded, image, SEED, channels)
     if network.selects and variant != "dense":
@@ -75,14 +76,14 @@ def make_reference(
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
+class Found:
     """What a network made of images: outputs [n, ...] by name, and what it chose, a few images at a time."""
 
     outputs: dict[str, FloatArray]
     traces: list[Trace]
 
 
-class _Runner:
+class Runner:
     """Runs the PyTorch network of a variant of `network`."""
 
     def __init__(self, network: Network, variant: Variant) -> None:
@@ -91,7 +92,7 @@ class _Runner:
         self._read = network.read
         self._names = names_of(network)
 
-    def all(self, images: Images, advance: Advance) -> _Found:
+    def all(self, images: Images, advance: Advance) -> Found:
         """What it makes of `images`, a few at a time."""
         import torch
 
@@ -106,7 +107,7 @@ class _Runner:
                     outputs[name][start : start + len(values)] = values.numpy()
                 traces += [] if trace is None else [trace]
                 advance(min(start + _CHUNK, len(images)), len(images))
-        return _Found(outputs, traces)
+        return Found(outputs, traces)
 
     def _some(self, images: torch.Tensor) -> tuple[Trace | None, Mapping[str, torch.Tensor]]:
         """What it chose for a few images, none where it chooses nothing, and its outputs."""

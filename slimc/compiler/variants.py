@@ -199,7 +199,7 @@ def _checkpoint(
     how = CompileOptions(target=target, precision=options.precision or "fp32")
     check_measured(how, None if options.tuning is None else "--tuning")
     found = []
-    for variant in VARIANTS:
+    for variant in network.variants:
         name = network.path.resolve().name if network.path.is_dir() else network.path.stem
         label = f"{name} {variant}, batch {batch_size}"
         with progress(f"compiling {label}"):

@@ -201,8 +201,12 @@ def _from_checkpoint(artefact: Artefact, source: Path, against: Against, advance
     network = load_network(source, against.model_options, ema=against.ema)
     variant: Variant = "dense" if artefact.variant == "dense" else "masked"
     _same_model(artefact, source, network.sha256, variant)
+    if variant == "dense" and variant not in network.variants:
+        raise OptionError(f"--against: {source} holds the slim network alone, and {artefact.path} is the dense one")
     network = with_outputs(network, artefact.outputs, str(source))
     limits = _limits(artefact) if network.system.decides else None
+    if network.limits is not None and (limits is None or limits != Limits.from_json(network.limits)):
+        raise OptionError(f"--against: {source} has limits that {artefact.path} does not have")
     return make_reference(network, variant, 1, TOLERANCE["fp32"], files, limits, advance)
 
 

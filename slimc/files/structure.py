@@ -72,7 +72,7 @@ def describe(model: ir.Model, masked: ir.Model, dense: ir.Model, target: Target)
         grid=model.grid,
         dim=model.dim,
         prefix=model.prefix,
-        head_dim=max((w for block in dense.blocks for w in _kept_channels(block)), default=0),
+        head_dim=max((w for block in dense.blocks for w in kept_channels(block)), default=0),
         hidden=max((_hidden(block) for block in dense.blocks), default=0),
         layers=layers,
     )
@@ -92,7 +92,7 @@ def _layer(
         keys, ghosts = len(plan.attention.key_rows), plan.attention.node.ghosts
     return LayerStructure(
         name=block.name,
-        heads=_kept_channels(masked) if groups else tuple(0 for _ in _kept_channels(masked)),
+        heads=kept_channels(masked) if groups else tuple(0 for _ in kept_channels(masked)),
         groups=groups,
         hidden=_hidden(block),
         tokens=plan.rows.entering,
@@ -107,7 +107,8 @@ def _layer(
     )
 
 
-def _kept_channels(block: ir.Block) -> tuple[int, ...]:
+def kept_channels(block: ir.Block) -> tuple[int, ...]:
+    """The channels that every head of `block` keeps under its mask."""
     if not isinstance(block.attention, ir.Attention):
         return ()
     heads = block.attention.heads

@@ -136,6 +136,7 @@ def test_export_reports_the_agreement_and_ships_the_sets(vector: Vector, tmp_pat
     assert isinstance(report.agreement, Agreement)
     assert (report.agreement.equal, report.agreement.inputs) == (4, 4)
     assert export_json(report)["verify"]["choices"]["stages"] == (1.0, 1.0, 1.0)
+    assert report.reference is not None
     shipped = read_reference(report.reference)
     assert [stage.shape for stage in shipped.kept] == [(4, 137), (4, 96), (4, 67)]
     assert compare_selected(report.onnx, shipped, 1e-4)[0].passed
@@ -218,6 +219,7 @@ class TestJudgedWithoutSets:
     def test_export_ships_inputs_that_half_precision_decides_alike(self, tmp_path: Path):
         vector = VECTORS[0]
         report = export_network(load_network(vector.checkpoint, vector.options), tmp_path / "m.onnx", CompileOptions())
+        assert report.reference is not None
         margins = read_reference(report.reference).facts["margins"]
         assert len(margins) == 4
         searched = load_network(vector.checkpoint, vector.options)

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 SUMMARY = "Compile a checkpoint into a small, verified ONNX model."
 HELP = """Compile a searched checkpoint into a small, exact, static-shape ONNX model.
 
-Writes MODEL.onnx and MODEL.reference.npz (inputs with the PyTorch network's outputs) after comparing the two networks."""
+Writes MODEL.onnx and MODEL.reference.npz (inputs with the PyTorch network's outputs) after comparing the two networks.
+With -o MODEL.safetensors it writes a slim file, which every command takes instead of the checkpoint."""
 EXAMPLE = "Example: slimc export checkpoint.pth -o small.onnx --batch-size 1 --target cpu"
 
 
 _Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="Default: CKPT's name with .onnx, in this directory.", rich_help_panel=opt.OUTPUT
+        "--output",
+        "-o",
+        help="MODEL.onnx, or MODEL.safetensors for a slim file. Default: CKPT's name with .onnx, in this directory.",
+        rich_help_panel=opt.OUTPUT,
     ),
 ]
 
@@ -136,4 +140,5 @@ def _print_report(out: Output, report: ExportReport) -> None:
         out.print(f"passes checked in float64: largest difference {worst:.2e}")
     spent = ", ".join(f"{name} {milliseconds / 1e3:.2f}" for name, milliseconds in report.milliseconds.items())
     out.print(f"seconds: {spent}")
-    out.print(f"wrote {report.onnx} and {report.reference}{opt.overwritten(report.replaced)}")
+    written = report.onnx if report.reference is None else f"{report.onnx} and {report.reference}"
+    out.print(f"wrote {written}{opt.overwritten(report.replaced)}")

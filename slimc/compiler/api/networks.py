@@ -35,8 +35,8 @@ def load(
 
     Args:
         checkpoint: a .pth, .pth.tar, .pt or .safetensors file of ViT-Slim, DynamicViT or AdaViT, or of a vision transformer
-            that timm has; a folder with config.json and weights, as timm and Hugging Face write it; or a module of timm's.
-            Nothing in a file is executed.
+            that timm has; a slim file; a folder with config.json and weights, as timm and Hugging Face write it; or a
+            module of timm's. Nothing in a file is executed.
         ema: take the averaged weights; None leaves it to the system's own evaluation.
         options: what the checkpoint does not say itself: ``budget=0.7``, ``keep_rate=0.7``, ``num_heads=6``,
             ``state_key="student"`` where it has several networks, and whatever else ``slimc export --help`` lists for its
@@ -133,7 +133,7 @@ def export(
 
     Args:
         network: what `load` takes, or what it returned.
-        output: the model to write, which ends in .onnx; its reference lands beside it.
+        output: the model to write, which ends in .onnx, its reference beside it; or a slim file, .safetensors.
         target: see `compile`.
         threads: see `compile`.
         tuning: see `compile`.
