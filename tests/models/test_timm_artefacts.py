@@ -4,6 +4,8 @@ All of them take minutes and are marked slow; one of every family runs always. `
 table in the README of the same checks.
 """
 
+from typing import Any
+
 import pytest
 
 from benchmarks.families import check, family_of, table
@@ -38,7 +40,7 @@ def test_every_entry_point_is_as_timm_computes_it_and_fuses_its_attentions(name)
 
 
 def test_the_table_has_a_line_a_family_and_says_why_one_is_missing():
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": "a", "family": "A", "refused": None, "error": 1e-6, "fused": (3, 4), "masks": ["heads", "v"]},
         {"name": "b", "family": "A", "refused": None, "error": 2e-6, "fused": (4, 4), "masks": ["heads"]},
         {"name": "c", "family": "B", "refused": "is a Thing", "error": None, "fused": None, "masks": []},
