@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from slimc.compiler.api.accuracy import accuracy
     from slimc.compiler.api.artefacts import bench, build_engine, verify
     from slimc.compiler.api.masks import mask
+    from slimc.compiler.api.modules import export_program, from_torch
     from slimc.compiler.api.networks import compile, export, load  # noqa: A004 - as in re and torch
     from slimc.compiler.api.slim import save
     from slimc.compiler.compile import Compiled
@@ -70,7 +71,9 @@ __all__ = [
     "build_engine",
     "compile",
     "export",
+    "export_program",
     "find_target",
+    "from_torch",
     "load",
     "mask",
     "read_metadata",
@@ -87,6 +90,7 @@ _MODULES = {
     "slimc.compiler.api.accuracy": ("accuracy",),
     "slimc.compiler.api.artefacts": ("bench", "build_engine", "verify"),
     "slimc.compiler.api.masks": ("mask",),
+    "slimc.compiler.api.modules": ("export_program", "from_torch"),
     "slimc.compiler.api.networks": ("compile", "export", "load"),
     "slimc.compiler.api.slim": ("save",),
     "slimc.compiler.compile": ("Compiled",),

@@ -22,6 +22,8 @@ PUBLIC = {
         "mask",
         "compile",
         "export",
+        "export_program",
+        "from_torch",
         "save",
         "verify",
         "build_engine",
@@ -74,7 +76,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def examples() -> list[doctest.DocTest]:
     finder = doctest.DocTestFinder(recurse=False)
-    documented = [*((name, getattr(slimc, name)) for name in FUNCTIONS), ("Compiled.export", slimc.Compiled.export)]
+    methods = {"Compiled.export": slimc.Compiled.export, "Compiled.to_torch": slimc.Compiled.to_torch}
+    documented = [*((name, getattr(slimc, name)) for name in FUNCTIONS), *methods.items()]
     return [test for name, found in documented for test in finder.find(found, name, module=False)]
 
 

@@ -32,6 +32,8 @@ from slimc.passes.rewrite import Pass
 from slimc.targets.count import Counts, count
 
 if TYPE_CHECKING:
+    import torch
+
     from slimc.compiler.export import ExportReport
 
 
@@ -104,6 +106,22 @@ class Compiled:
         options = replace(self.options, **changes)
         same = self if options == self.options else None
         return export_network(self.network, Path(output), options, verify=verify, compiled=same, progress=progress)
+
+    def to_torch(self) -> torch.nn.Module:
+        """The network as a PyTorch module in eval mode: plain, trainable, under the checkpoint's names (`slimc.pytorch`).
+
+        What only decides for an image is not trained: a decision has no derivative. To train, compile for the target
+        "generic": the others fold biases into weights, where weight decay pulls at them. `slimc.from_torch` takes the module
+        back.
+
+        Example:
+            >>> module = slim.to_torch()
+            >>> module.blocks[0].attn.qkv.weight.shape, module.blocks[0].mlp.fc1.weight.shape
+            (torch.Size([192, 64]), torch.Size([255, 64]))
+        """
+        from slimc.pytorch import to_torch
+
+        return to_torch(self.model, self.options.effective_target)
 
     def without_weights(self) -> Compiled:
         """The same without the blocks of its model, which hold nearly all of its memory."""
