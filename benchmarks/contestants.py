@@ -14,25 +14,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import slimc
 from benchmarks.checkpoints import SIZES
-from benchmarks.slim_network import Network, aligned, float64_error, uniform_twin
 from benchmarks.store import Row
+from benchmarks.twin import uniform_twin
 from slimc import ir
 from slimc.emit.precision import TOLERANCE
 from slimc.evaluate.logits import compare
 from slimc.files.images import seeded_images
+from slimc.ir.interpret.model import interpret
+from slimc.pytorch import to_torch
 from slimc.targets.costs import CountedCosts
 from slimc.targets.count import count_macs
 
 BASELINE = "slimc dense"
 ONCE = ("timm", "dense", "masked", BASELINE)  # their time is the same at any budget
-AT_EVERY_BUDGET = ("slim", "slim aligned", "slim by rows", "slim by lse", "one group", "own queries", "twin")
+AT_EVERY_BUDGET = ("slim", "slim by rows", "one group", "own queries", "twin")
 EXACT = 1e-9  # of the logits' size, in float64
-_BY_LSE = ("slim by lse", "one group", "own queries")
+_BY_ROWS = ("slim by rows", "one group", "own queries")
 _TARGET = "sm90"
 _SECONDS_A_TURN = 0.02
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -125,9 +128,9 @@ class Contestant:
             return copy.deepcopy(network), network, {"macs": count_macs(model, slimc.find_target("generic"))}
         model = self._model(batch_size)
         target = slimc.find_target(_TARGET)
-        target = replace(target, exact_ghosts=ir.embedded_rows(model)) if name == "slim by rows" else target
+        target = replace(target, exact_ghosts=ir.embedded_rows(model)) if name in _BY_ROWS else target
         target = replace(target, spare_query_macs=0.0) if name == "own queries" else target
-        network = Network(model, target, by_lse=name in _BY_LSE).eval()
+        network = to_torch(model, target)
         error = float64_error(network, model)
         if not error <= EXACT:
             raise ArithmeticError(f"differs from the interpreter by {error:.3g}")
@@ -147,8 +150,7 @@ class Contestant:
             return uniform_twin(self._searched.dense, generic.slim.macs)
         target = slimc.find_target(_TARGET)
         target = replace(target, costs=CountedCosts(math.inf)) if self._subject.name == "one group" else target
-        model = slimc.compile(self._searched, target=target, batch_size=batch_size).model
-        return model if self._subject.name == "slim" else aligned(model)
+        return slimc.compile(self._searched, target=target, batch_size=batch_size).model
 
     def _captured(self, network: nn.Module, images: Tensor, batch_size: int) -> tuple[Any, Any, int]:
         """What runs a batch, what replays it, and how often a turn is to."""
@@ -211,6 +213,15 @@ def _milliseconds(replay: Any, times: int) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / times
+
+
+def float64_error(network: nn.Module, model: ir.Model) -> float:
+    """How far `network` is in float64 from what `model` means, as a share of the largest logit."""
+    images = seeded_images(1, model.image, 2, model.embedding.channels)
+    expected = interpret(model, images)
+    with torch.no_grad():
+        logits = copy.deepcopy(network).double()(torch.from_numpy(images).double()).numpy()
+    return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 
 def timm_network(size: str) -> nn.Module:

@@ -12,11 +12,9 @@ timm            timm's dense network
 dense, masked   the research code's, with every mask at one, and as it was searched
 slimc dense     the dense network through the code that computes the slim one: what all are compared with
 slim            what slimc compiles for SM90
-slim aligned    that with FFN widths of multiples of 8, made up by hidden units of zeros
 slim by rows    that with a row of zeros for every ghost: attentions without a bias
-slim by lse     that without rows for ghosts: the attention's log-sum-exp tells their share of every softmax
-one group       the last, where every attention has all its heads in one group
-own queries     slim by lse, where queries of rows that end have a product of their own
+one group       slim by rows, where every attention has all its heads in one group
+own queries     slim by rows, where queries of rows that live on have a product of their own
 twin            a dense network, all blocks alike, of about as many MACs as the masks leave
 
 What is made from the IR is first held against the interpreter, in float64. Every network is held against itself in float32,

@@ -9,22 +9,12 @@ import pytest
 
 import slimc
 from benchmarks.contestants import AT_EVERY_BUDGET, BASELINE, EXACT, ONCE
-from benchmarks.slim_network import Network, aligned, float64_error, uniform_twin
+from benchmarks.twin import uniform_twin
 from slimc import ir
 from slimc.targets.count import count_macs
 from tests.artefacts import VECTORS
 
-SEARCHED = ("channel", "heads", "patches", "empty", "digits")
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.mark.parametrize("by_lse", [False, True])
-@pytest.mark.parametrize("target", ["generic", "sm90"])
-@pytest.mark.parametrize("vector", SEARCHED)
-def test_a_compiled_model_computes_in_pytorch_what_it_means(vector, target, by_lse):
-    model = slimc.compile(slimc.load(VECTORS[vector]), target=target).model
-    network = Network(aligned(model), slimc.find_target(target), by_lse=by_lse)
-    assert float64_error(network, model) <= EXACT
 
 
 def test_the_twin_has_about_as_many_macs_in_blocks_that_are_all_alike():
