@@ -36,12 +36,13 @@ def python(script: str, *arguments: str | Path, hidden: tuple[str, ...] = ()) ->
 
 
 def deploy_side() -> list[str]:
-    """Every module of slimc but the networks, which are torch modules."""
+    """Every module of slimc but those of networks, which are torch modules."""
     root = Path(__file__).parents[2] / "slimc"
     found = (path.relative_to(root.parent).with_suffix("").parts for path in root.rglob("*.py"))
     names = {".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in found}
     shared = {f"slimc.models.{name}" for name in ("options", "geometry", "preprocessing")}
-    return sorted(name for name in names - {"slimc.__main__"} if not name.startswith("slimc.models.") or name in shared)
+    networks = ("slimc.models.", "slimc.pytorch")
+    return sorted(name for name in names - {"slimc.__main__"} if not name.startswith(networks) or name in shared)
 
 
 def test_deploy_side_modules_import_without_torch_timm_and_any_back_end():
