@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,15 +14,11 @@ from slimc.compiler.compile import Compiled
 from slimc.errors import InternalError, OptionError
 from slimc.files.output import check_output, replacing
 from slimc.ir.preprocessing import Preprocessing
-from slimc.models.system import Network, Trace, Variant, run_plainly
+from slimc.models.system import Network, Variant, run_plainly
 from slimc.models.systems import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
-
-    from slimc.pytorch import VisionTransformer
 
 
 def from_torch(module: torch.nn.Module, like: Compiled | Network | None = None) -> Network:
@@ -49,22 +45,22 @@ def from_torch(module: torch.nn.Module, like: Compiled | Network | None = None) 
         >>> slimc.export(trained, "trained.onnx").comparison.passed
         True
     """
+    from slimc.models.slim_reference import SlimReference, read_slim_outputs, trace_slim
     from slimc.pytorch import from_torch as read
-    from slimc.pytorch import to_torch
 
     model = read(module)
-    reference = to_torch(ir.map_arrays(model, lambda array: array.astype(np.float32)))
     chooses = any(block.select is not None or block.gates is not None for block in model.blocks)
     if like is None and chooses:
         raise OptionError("from_torch: a network that selects or decides by the image needs what it was compiled from")
     before = _before(model) if like is None else like if isinstance(like, Network) else _network(like)
+    reference = SlimReference(model, decides=before.system.decides).eval()
     return replace(
         before,
         sha256=_digest(model),
         masked=model,
         pytorch=lambda _: reference,
-        trace=_trace if chooses else run_plainly,
-        read=None if chooses else _read,
+        trace=trace_slim if chooses else run_plainly,
+        read=None if chooses else read_slim_outputs,
         origin=before.origin or before.masked,
     )
 
@@ -125,17 +121,3 @@ def _digest(model: ir.Model) -> str:
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
-
-
-def _read(module: torch.nn.Module, images: torch.Tensor, names: tuple[str, ...]) -> Mapping[str, torch.Tensor]:
-    """The outputs of these `names`."""
-    found = cast("VisionTransformer", module).by_name(images)
-    return {name: found[name] for name in names}
-
-
-def _trace(module: torch.nn.Module, images: torch.Tensor) -> Trace:
-    """Logits, and what was chosen on the way."""
-    from slimc.pytorch import choices
-
-    found = choices(cast("VisionTransformer", module), images)
-    return Trace(found.outputs["logits"], found.kept, found.margins if found.kept else None, found.usage)
