@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import slimc
 from slimc import ir
@@ -134,3 +135,19 @@ def test_an_output_that_cannot_be_written_is_said_in_front(tmp_path: Path):
     with pytest.raises(OptionError, match="no module that slimc made"):
         slimc.export_program(torch.nn.Linear(2, 2), tmp_path / "m.pt2")
     assert not list(tmp_path.iterdir())
+
+
+def test_limits_stay_with_a_trained_module(tmp_path: Path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / f"{i}.png")
+    slim = slimc.compile(load_network(VECTORS["tokens"]), target="cpu", adaptive="capacity", data=folder)
+    assert slim.limits is not None
+    found = slimc.from_torch(trained(slim), slim)
+    assert found.limits == slim.limits.to_json()
+    for name in ("m.onnx", "m.safetensors"):
+        report = slimc.export(found, tmp_path / name)
+        assert report.comparison is not None
+        assert report.comparison.passed
