@@ -31,8 +31,9 @@ from slimc.pytorch import to_torch
 
 NAMES = ("masked", "slim")
 _EXPLAINED = (
-    "A step is eager float32: forward, cross entropy, backward, AdamW. Times are of steps in turns, over those of the masked "
-    "network, with quartiles; memory is the most that a process had resident beyond what it had before it read the network."
+    "A step is eager float32: forward, cross entropy, backward, AdamW. Times are of steps in turns, over those of the "
+    "masked network, with quartiles; memory is the most that a process had resident beyond what it had before it read the "
+    "network."
 )
 _STEPS = 3  # after which a process has its gradients, moments and buffers
 
