@@ -39,7 +39,7 @@ def decide(gates: Gates, x: Float64, prefix: int) -> Decisions:
         score = apply(gates.tokens.score, normalise(gates.tokens.norm, x[:, prefix:]))[..., 0]
         tokens[:, prefix:] = choose(gates.tokens, score)
         token_margin = np.abs(score - gates.tokens.threshold)
-    margin = np.concatenate([*(np.abs(logit) for logit in logits), token_margin], axis=1).min(1)
+    margin = np.concatenate([*(np.abs(logit) for logit in logits), token_margin], axis=1).min(1, initial=np.inf)
     attention, mlp, heads = ((logit > 0).astype(np.float64) for logit in logits)
     one = np.ones(len(x))
     return Decisions(
