@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 
 from slimc.errors import BudgetError, OptionError
 
+# The options that say how much of a network stays.
+WHAT_STAYS = frozenset({"budget", "budget_attn", "budget_mlp", "budget_patch", "keep_rate", "keep_ratios", "masks"})
 HeadEffect = Literal["plain", "v2", "attn"]
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from slimc.errors import OptionError
@@ -41,6 +42,8 @@ class System(ABC):
     """What a user may say about its checkpoints."""
     averaged: ClassVar[bool] = False
     """Whether its own evaluation takes the averaged (EMA) weights where a file has them."""
+    everything: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    """Options at which everything stays, where a checkpoint need not say what."""
     backbones: ClassVar[bool] = False
     """Whether its networks may be any of timm's, which `ModelOptions.arch` names."""
     decides: ClassVar[bool] = False

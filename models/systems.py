@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from slimc.errors import CheckpointError
@@ -20,6 +21,7 @@ class VitSlim(System):
     title = "ViT-Slim"
     looks = "blocks.i.attn.zeta and blocks.i.attn.patch_zeta"
     options = VitSlimOptions
+    everything = MappingProxyType({"budget": 1.0})
     backbones = True
 
     def recognises(self, keys: Collection[str]) -> bool:
@@ -49,6 +51,7 @@ class DynamicVit(System):
     title = "DynamicViT"
     looks = "score_predictor.i"
     options = DynamicVitOptions
+    everything = MappingProxyType({"keep_rate": 1.0})
 
     def recognises(self, keys: Collection[str]) -> bool:
         """Whether there are predictors."""
@@ -131,7 +134,12 @@ SYSTEMS: tuple[System, ...] = (PLAIN, VitSlim(), DynamicVit(), AdaVit())
 
 def recognises(keys: Collection[str]) -> bool:
     """Whether a state dict with these `keys` is of a system that was searched: it is preferred to a plain one beside it."""
-    return any(system.recognises(keys) for system in SYSTEMS if system is not PLAIN)
+    return any(system.recognises(keys) for system in _searched())
+
+
+def _searched() -> tuple[System, ...]:
+    """The systems whose networks were searched; by their keys, all of them are plain ones as well."""
+    return tuple(system for system in SYSTEMS if system is not PLAIN)
 
 
 def recognise(checkpoint: Checkpoint) -> System:
@@ -140,10 +148,7 @@ def recognise(checkpoint: Checkpoint) -> System:
     Raises:
         CheckpointError: it is of none.
     """
-    for system in (
-        *(system for system in SYSTEMS if system is not PLAIN),
-        PLAIN,
-    ):  # searched networks are plain ones too
+    for system in (*_searched(), PLAIN):
         if system.recognises(checkpoint.state.keys()):
             return system
     from slimc.files.checkpoint import ACCEPTED

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from slimc.errors import OptionError
-from slimc.models.options import ModelOptions, flag, said
+from slimc.models.options import WHAT_STAYS, ModelOptions, flag, said
 from slimc.models.systems import SYSTEMS
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Given:
             OptionError: it was said.
         """
         for name in self.options:
-            if name.startswith(("budget", "keep_", "masks")):
+            if name in WHAT_STAYS:
                 raise OptionError(f"{flag(name)}: {reason}")
 
 

@@ -7,18 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimc.errors import CheckpointError, OptionError
-from slimc.files.checkpoint import choose_weights, read_checkpoint
+from slimc.errors import BudgetError, CheckpointError, OptionError
+from slimc.files.checkpoint import Checkpoint, choose_weights, read_checkpoint
 from slimc.files.slim import is_slim
-from slimc.models.options import ModelOptions, said
-from slimc.models.system import Network
+from slimc.models.options import WHAT_STAYS, ModelOptions, said
+from slimc.models.system import Network, System
 from slimc.models.systems import PLAIN, recognise, recognises
 
 if TYPE_CHECKING:
     import torch
 
 
-def load_network(path: Path, options: Mapping[str, Any] | None = None, *, ema: bool | None = None) -> Network:
+def load_network(
+    path: Path, options: Mapping[str, Any] | None = None, *, ema: bool | None = None, dense: bool = False
+) -> Network:
     """Read the checkpoint or folder at `path`, recognise its system and understand it.
 
     Args:
@@ -26,6 +28,7 @@ def load_network(path: Path, options: Mapping[str, Any] | None = None, *, ema: b
         options: what the system's options say (`slimc.models.options`), by name; those that are None were not given.
         ema: take the averaged weights; None leaves it to the system: AdaViT's released evaluation takes them where they
             are, the others never do.
+        dense: the network that keeps everything is wanted: a checkpoint need not say what to keep.
 
     Raises:
         CheckpointError: the file is missing, damaged, holds something else or several networks, or is of no known system.
@@ -41,9 +44,19 @@ def load_network(path: Path, options: Mapping[str, Any] | None = None, *, ema: b
     checkpoint = read_checkpoint(path, recognises, given.get("state_key"))
     system = recognise(checkpoint)
     checkpoint = choose_weights(checkpoint, ema, averaged=system.averaged)
-    network = system.load(checkpoint, system.read_options(given))
+    network = _load_dense(system, checkpoint, given) if dense else system.load(checkpoint, system.read_options(given))
     network = replace(network, warnings=(*checkpoint.warnings, *network.warnings))
     return _masked(network, given)
+
+
+def _load_dense(system: System, checkpoint: Checkpoint, given: Mapping[str, Any]) -> Network:
+    """The network, of which everything is kept where neither the checkpoint nor an option says what."""
+    try:
+        return system.load(checkpoint, system.read_options(given))
+    except BudgetError:
+        if any(value is not None for name, value in given.items() if name in WHAT_STAYS):
+            raise
+        return system.load(checkpoint, system.read_options({**given, **system.everything}))
 
 
 def load_module(module: torch.nn.Module, options: Mapping[str, Any] | None = None) -> Network:

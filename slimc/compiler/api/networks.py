@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,13 @@ from slimc.compiler.load import load_module, load_network, refuse_loading
 from slimc.compiler.options import CompileOptions, check_measured
 from slimc.compiler.outputs import read_names
 from slimc.emit.precision import Precision
-from slimc.errors import BudgetError, OptionError
+from slimc.errors import OptionError
 from slimc.evaluate.progress import Progress, Stopwatch, silent
 from slimc.models.system import Network, Variant
 from slimc.targets.target import Target, find_target
 
 if TYPE_CHECKING:
     import torch
-
-# At 1 they keep everything: of ViT-Slim, and of DynamicViT.
-_ALL = ("budget", "keep_rate")
 
 
 def load(
@@ -164,7 +161,7 @@ def export(
     if isinstance(network, (str, Path)):
         check_export(Path(network), Path(output), how, verify=verify, check_passes=check_passes)
         with watch.stage("load", f"reading {Path(network).name}"):
-            network = _load_dense(network, ema, options) if variant == "dense" else load(network, ema=ema, **options)
+            network = load_network(Path(network), options, ema=ema, dense=variant == "dense")
     elif isinstance(network, Network):
         refuse_loading(network, options, ema)
     else:
@@ -173,21 +170,6 @@ def export(
     return export_network(
         network, Path(output), how, verify=verify, check_passes=check_passes, watch=watch, progress=progress
     )
-
-
-def _load_dense(checkpoint: str | Path, ema: bool | None, options: Mapping[str, Any]) -> Network:
-    """`load`, for the network that keeps everything: where nothing says what to keep, that is all there is."""
-    try:
-        return load(checkpoint, ema=ema, **options)
-    except BudgetError:
-        if any(name.startswith(("budget", "keep_")) for name in options):
-            raise
-        try:
-            return load(checkpoint, ema=ema, **options, **{_ALL[0]: 1.0})
-        except OptionError as error:
-            if "no such setting" not in str(error):
-                raise
-            return load(checkpoint, ema=ema, **options, **{_ALL[1]: 1.0})
 
 
 def _compile_options(
