@@ -218,13 +218,10 @@ def _split_heads(weights: Weights, config: AdaVitConfig, name: str, *, gated: bo
     layers = [weights.linear(f"{name}.{part}", dim, dim, bias=config.qkv_bias) for part in ("query", "key", "value")]
     columns = weights.take(f"{name}.proj.weight", (dim, dim))
 
-    def part(linear: ir.Linear, rows: slice) -> ir.Linear:
-        return ir.Linear(linear.weight[rows], None if linear.bias is None else linear.bias[rows])
-
     heads = []
     for h in range(config.heads):
         rows = slice(h * width, (h + 1) * width)
-        query, key, value = (part(layer, rows) for layer in layers)
+        query, key, value = (ir.keep_outputs(layer, rows) for layer in layers)
         heads.append(ir.Head(query, key, value, columns[:, rows], gate=h if gated else None))
     return tuple(heads)
 
@@ -250,19 +247,14 @@ def _gates(weights: Weights, config: AdaVitConfig, layer: int) -> ir.Gates | Non
     if branches is None and heads is None and tokens is None:
         return None
     return ir.Gates(
-        attention=None if branches is None else _output(branches, 0),
-        mlp=None if branches is None else _output(branches, 1),
+        attention=None if branches is None else ir.keep_outputs(branches, slice(0, 1)),
+        mlp=None if branches is None else ir.keep_outputs(branches, slice(1, 2)),
         heads=heads,
         tokens=tokens,
         norm=norm,
         tokens_gate_mlp=config.tokens_with_mlp and tokens is not None,
         off_heads="value" if config.head_effect == "attn" else "zero",
     )
-
-
-def _output(linear: ir.Linear, index: int) -> ir.Linear:
-    rows = slice(index, index + 1)
-    return ir.Linear(linear.weight[rows], None if linear.bias is None else linear.bias[rows])
 
 
 def without_gates(model: ir.Model) -> ir.Model:

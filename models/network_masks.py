@@ -25,7 +25,7 @@ import numpy as np
 from slimc import ir
 from slimc.errors import OptionError
 from slimc.ir import FloatArray, IndexArray
-from slimc.ir.interpret.attention import ghost_operands
+from slimc.ir.interpret.attention import turns_key_bias
 
 _NAME = re.compile(r"(?:blocks\.(?P<block>\d+)|(?P<pool>attn_pool))\.(?P<kind>patches|heads|channels|qk|v|hidden)")
 
@@ -86,9 +86,7 @@ class _Collected:
 
     def __init__(self, attention: Any, mlp: Any) -> None:  # noqa: ANN401
         self.heads: tuple[Any, ...] = getattr(attention, "heads", ())
-        self.normed = (
-            getattr(attention, "query_norm", None) is not None or getattr(attention, "key_norm", None) is not None
-        )
+        self.normed = isinstance(attention, ir.Attention) and attention.normed
         self.width = 0 if mlp is None else len(mlp.up.weight)
         self.qk: FloatArray | None = None
         self.value: FloatArray | None = None
@@ -148,8 +146,7 @@ def check_rows(block: ir.Block, name: str) -> None:
         OptionError: the keys of masked rows differ.
     """
     assert isinstance(block.attention, ir.Attention)
-    turned = [head for head in block.attention.heads if head.rotation is not None]
-    if any(ghost_operands(block.attention, head)[0].any() for head in turned):
+    if turns_key_bias(block.attention):
         raise OptionError(
             f"{name}: its keys have a bias that is turned by position, so that masked patches differ and cannot leave; keep "
             "all patches"

@@ -154,13 +154,11 @@ def _heads(
         else:
             rows = asked
         own = slice(i * d_v, (i + 1) * d_v)
-        head = ir.Head(_rows(query, rows), _rows(key, rows), _rows(value, own), output[:, own])
+        head = ir.Head(
+            ir.keep_outputs(query, rows), ir.keep_outputs(key, rows), ir.keep_outputs(value, own), output[:, own]
+        )
         heads.append(replace(head, rotation=None if rotations is None else rotations[i % len(rotations)]))
     return tuple(heads)
-
-
-def _rows(linear: ir.Linear, rows: Any) -> ir.Linear:  # noqa: ANN401 - a slice or indices
-    return ir.Linear(linear.weight[rows], None if linear.bias is None else linear.bias[rows])
 
 
 def read_mlp(mlp: Any, path: str, before: ir.Norm) -> ir.Mlp:  # noqa: ANN401
@@ -178,7 +176,7 @@ def read_mlp(mlp: Any, path: str, before: ir.Norm) -> ir.Mlp:  # noqa: ANN401
         if mlp.chunk_dim != -1:
             raise CheckpointError(f"{path}: works on maps; expected rows")
         middle = len(up.weight) // 2
-        halves = [_rows(up, half) for half in (slice(None, middle), slice(middle, None))]
+        halves = [ir.keep_outputs(up, half) for half in (slice(None, middle), slice(middle, None))]
         up, gate = halves if mlp.gate_last else halves[::-1]
     return ir.Mlp(
         norm=before,

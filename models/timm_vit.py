@@ -231,9 +231,7 @@ def _latent_pool(pool: Any, rows: ir.IndexArray) -> ir.LatentPool:  # noqa: ANN4
     heads = []
     for i in range(count):
         own = slice(i * width, (i + 1) * width)
-        keys, values = (
-            ir.Linear(each.weight[own], None if each.bias is None else each.bias[own]) for each in (key, value)
-        )
+        keys, values = (ir.keep_outputs(each, own) for each in (key, value))
         heads.append(ir.LatentHead(latent[own], keys, values, proj.weight[:, own]))
     return ir.LatentPool(tuple(heads), proj.bias, float(width**-0.5), rows, mlp)
 

@@ -104,7 +104,7 @@ def _network_masks(model: ir.Model, masks: list[Masks], checkpoint: Checkpoint) 
     blocks = []
     for block, own in zip(model.blocks, masks, strict=True):
         attention = _attention(block)
-        if attention.query_norm is not None or attention.key_norm is not None:
+        if attention.normed:
             raise CheckpointError(
                 f"{checkpoint.path}: {block.name}: zetas stand before the norm of queries and keys, which makes something "
                 "else of zeros; expected a network without one"

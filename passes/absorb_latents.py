@@ -33,7 +33,7 @@ class AbsorbLatents:
 def _absorb(pool: LatentPool) -> LatentPool:
     if pool.absorbed:
         return pool
-    if pool.scale != 1.0 or any(h.mask is not None or h.value_mask is not None for h in pool.heads):
+    if pool.scale != 1.0 or pool.masked:
         raise PassError("AbsorbLatents", "the pool has a scale or a mask", "run FoldScales first")
     if any(head.key.bias is not None for head in pool.heads):
         raise PassError("AbsorbLatents", "the pool's keys have a bias", "run FoldBiases first")

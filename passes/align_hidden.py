@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.ir import FloatArray, LatentPool, Linear, Mlp, Model
+from slimc.ir import Linear, Mlp, Model, pad_outputs
 from slimc.passes.norms import place_channels
 from slimc.passes.rewrite import map_branches, map_pool
 from slimc.targets.target import Target
@@ -30,11 +30,7 @@ class AlignHidden:
 
     def __call__(self, model: Model) -> Model:
         """`model` with aligned FFNs; the same object where all are."""
-        return map_pool(map_branches(model, mlp=self._aligned), self._pool)
-
-    def _pool(self, pool: LatentPool) -> LatentPool:
-        mlp = None if pool.mlp is None else self._aligned(pool.mlp)
-        return pool if mlp is pool.mlp else replace(pool, mlp=mlp)
+        return map_pool(map_branches(model, mlp=self._aligned), mlp=self._aligned)
 
     def _aligned(self, mlp: Mlp) -> Mlp:
         width = len(mlp.up.weight)
@@ -44,14 +40,8 @@ class AlignHidden:
         down = Linear(np.pad(mlp.down.weight, ((0, 0), (0, missing))), mlp.down.bias)
         return replace(
             mlp,
-            up=_more_rows(mlp.up, missing),
-            gate=None if mlp.gate is None else _more_rows(mlp.gate, missing),
+            up=pad_outputs(mlp.up, width + missing),
+            gate=None if mlp.gate is None else pad_outputs(mlp.gate, width + missing),
             down=down,
             inner_norm=place_channels(mlp.inner_norm, np.arange(width), width + missing),
         )
-
-
-def _more_rows(linear: Linear, count: int) -> Linear:
-    """`linear` with `count` further outputs that are zero."""
-    bias: FloatArray | None = None if linear.bias is None else np.pad(linear.bias, (0, count))
-    return Linear(np.pad(linear.weight, ((0, count), (0, 0))), bias)

@@ -42,7 +42,7 @@ def _attention(attention: Attention) -> Attention:
         return attention
     if any(head.gate is not None for head in attention.heads):
         return attention
-    if any(head.mask is not None or head.value_mask is not None for head in attention.heads):
+    if attention.masked:
         raise PassError("FoldBiases", "a head still has a mask", "run RemoveMaskedChannels or FoldScales first")
     keys = [attention.key_norm is None and head.rotation is None for head in attention.heads]
     heads = tuple(_without_key_bias(head) if free else head for head, free in zip(attention.heads, keys, strict=True))
@@ -58,7 +58,7 @@ def _attention(attention: Attention) -> Attention:
 def _pool(pool: LatentPool) -> LatentPool:
     if all(head.key.bias is None and head.value.bias is None for head in pool.heads):
         return pool
-    if any(head.mask is not None or head.value_mask is not None for head in pool.heads):
+    if pool.masked:
         raise PassError("FoldBiases", "a head still has a mask", "run RemoveMaskedChannels or FoldScales first")
     heads = tuple(_without_value_bias(_without_key_bias(head)) for head in pool.heads)
     return replace(pool, heads=heads, output_bias=_output_bias(pool.heads, pool.output_bias))

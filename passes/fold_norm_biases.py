@@ -40,9 +40,7 @@ class FoldNormBiases:
 
 def _attention(attention: Attention) -> Attention:
     linears = [linear for head in attention.heads for linear in (head.query, head.key, head.value)]
-    masked = attention.token_mask is not None or any(
-        head.mask is not None or head.value_mask is not None for head in attention.heads
-    )
+    masked = attention.token_mask is not None or attention.masked
     if masked or attention.rows is not None or attention.ghosts or not _biased(linears):
         return attention
     before = attention.norm

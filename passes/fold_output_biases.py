@@ -55,13 +55,8 @@ def _block(block: Block, plan: BlockPlan) -> Block:
 
 def _attention(attention: Attention) -> Attention:
     bias, heads = attention.output_bias, attention.heads
-    masked = any(head.mask is not None or head.value_mask is not None for head in heads)
-    if (
-        bias is None
-        or masked
-        or attention.output_norm is not None
-        or not any(head.query.bias is not None for head in heads)
-    ):
+    biased = any(head.query.bias is not None for head in heads)
+    if bias is None or not biased or attention.masked or attention.output_norm is not None:
         return attention
     narrowest = min(range(len(heads)), key=lambda i: len(heads[i].value.weight))
     changed = tuple(_with_constant(head, bias) if i == narrowest else head for i, head in enumerate(heads))

@@ -47,16 +47,15 @@ class FoldScales:
 
     def __call__(self, model: Model) -> Model:
         """`model` with scales of 1 and no channel masks; the same object where that is so already."""
-        model = map_pool(map_branches(model, attention=_attention, mlp=_mlp), _pool)
+        model = map_pool(map_branches(model, attention=_attention, mlp=_mlp), _pool, mlp=_mlp)
         if model.classifier.scale == 1.0:
             return model
         return replace(model, classifier=_classifier(model.classifier))
 
 
 def _attention(attention: Attention) -> Attention:
-    masked = any(head.mask is not None or head.value_mask is not None for head in attention.heads)
     unit = attention.residual_scale == 1.0 and attention.layer_scale is None
-    if not masked and attention.scale == 1.0 and unit:
+    if not attention.masked and attention.scale == 1.0 and unit:
         return attention
     _refuse_masks(attention)
     outer = branch_scale(attention.residual_scale, attention.layer_scale)
@@ -75,8 +74,7 @@ def _attention(attention: Attention) -> Attention:
 
 
 def _refuse_masks(attention: Attention) -> None:
-    normed = attention.query_norm is not None or attention.key_norm is not None
-    if normed and any(head.mask is not None for head in attention.heads):
+    if attention.normed and any(head.mask is not None for head in attention.heads):
         raise PassError("FoldScales", "a mask stands before the norm of queries and keys", "mask values only")
     if attention.output_norm is not None and any(head.value_mask is not None for head in attention.heads):
         raise PassError("FoldScales", "a mask of values stands before a norm", "run RemoveMaskedChannels first")
@@ -104,11 +102,9 @@ def _mlp(mlp: Mlp) -> Mlp:
 
 
 def _pool(pool: LatentPool) -> LatentPool:
-    mlp = None if pool.mlp is None else _mlp(pool.mlp)
-    masked = any(head.mask is not None or head.value_mask is not None for head in pool.heads)
-    if not masked and pool.scale == 1.0 and mlp is pool.mlp:
+    if not pool.masked and pool.scale == 1.0:
         return pool
-    return replace(pool, heads=tuple(_latent(head, pool.scale) for head in pool.heads), scale=1.0, mlp=mlp)
+    return replace(pool, heads=tuple(_latent(head, pool.scale) for head in pool.heads), scale=1.0)
 
 
 def _latent(head: LatentHead, scale: float) -> LatentHead:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimc.ir import Attention, FloatArray, Head, Linear, Model, Norm, Rotation, map_arrays
+from slimc.ir import Attention, Head, Linear, Model, Norm, Rotation, map_arrays, pad_outputs
 from slimc.passes.norms import place_channels
 from slimc.passes.rewrite import with_blocks
 from slimc.targets.costs import Work
@@ -111,7 +111,7 @@ def _padded(group: list[Head], target: Target, attention: Attention) -> list[Hea
         d_qk = d_v = max(d_qk, d_v)
     if any(head.rotation is not None for head in group):
         d_qk += d_qk % 2
-    if attention.query_norm is not None or attention.key_norm is not None:
+    if attention.normed:
         d_qk = len(group[0].query.weight)
     return [_pad(head, d_qk, d_v) for head in group]
 
@@ -119,20 +119,12 @@ def _padded(group: list[Head], target: Target, attention: Attention) -> list[Hea
 def _pad(head: Head, d_qk: int, d_v: int) -> Head:
     missing = d_v - head.output.shape[1]
     output = head.output if missing == 0 else np.pad(head.output, ((0, 0), (0, missing)))
-    head = replace(head, value=_pad_rows(head.value, d_v), output=output)
+    head = replace(head, value=pad_outputs(head.value, d_v), output=output)
     if head.rotation is None:
-        return replace(head, query=_pad_rows(head.query, d_qk), key=_pad_rows(head.key, d_qk))
+        return replace(head, query=pad_outputs(head.query, d_qk), key=pad_outputs(head.key, d_qk))
     more = ((0, 0), (0, d_qk // 2 - head.rotation.cos.shape[1]))
     rotation = Rotation(np.pad(head.rotation.cos, more, constant_values=1), np.pad(head.rotation.sin, more))
     return replace(head, query=_pad_halves(head.query, d_qk), key=_pad_halves(head.key, d_qk), rotation=rotation)
-
-
-def _pad_rows(linear: Linear, width: int) -> Linear:
-    missing = width - linear.weight.shape[0]
-    if missing == 0:
-        return linear
-    bias: FloatArray | None = None if linear.bias is None else np.pad(linear.bias, (0, missing))
-    return Linear(np.pad(linear.weight, ((0, missing), (0, 0))), bias)
 
 
 def _pad_halves(linear: Linear, width: int) -> Linear:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimc.errors import PassError
-from slimc.ir import Attention, FloatArray, Head, IndexArray, LatentHead, LatentPool, Linear, Model, Rotation
+from slimc.ir import Attention, FloatArray, Head, IndexArray, LatentHead, LatentPool, Model, Rotation, keep_outputs
 from slimc.passes.norms import keep_channels
 from slimc.passes.rewrite import map_branches, map_pool
 
@@ -38,10 +38,9 @@ class RemoveMaskedChannels:
 
 
 def _slim(attention: Attention) -> Attention:
-    if all(head.mask is None and head.value_mask is None for head in attention.heads):
+    if not attention.masked:
         return attention
-    normed = attention.query_norm is not None or attention.key_norm is not None
-    if normed and any(head.mask is not None for head in attention.heads):
+    if attention.normed and any(head.mask is not None for head in attention.heads):
         raise PassError("RemoveMaskedChannels", "a mask stands before the norm of queries and keys", "mask values only")
     ends = np.cumsum([0, *(len(head.value.weight) for head in attention.heads)])
     kept = [
@@ -64,15 +63,17 @@ def _keep(head: Head) -> Head:
             kept = np.flatnonzero(np.tile(alive, 2))
             rotation = Rotation(rotation.cos[:, alive], rotation.sin[:, alive])
             rest = None if head.mask[kept].all() else head.mask[kept]
-        head = replace(head, query=_rows(head.query, kept), key=_rows(head.key, kept), mask=rest, rotation=rotation)
+        head = replace(
+            head, query=keep_outputs(head.query, kept), key=keep_outputs(head.key, kept), mask=rest, rotation=rotation
+        )
     if head.value_mask is not None:
         kept = _kept(head.value_mask, len(head.value_mask))
-        head = replace(head, value=_rows(head.value, kept), output=head.output[:, kept], value_mask=None)
+        head = replace(head, value=keep_outputs(head.value, kept), output=head.output[:, kept], value_mask=None)
     return head
 
 
 def _slim_pool(pool: LatentPool) -> LatentPool:
-    if all(head.mask is None and head.value_mask is None for head in pool.heads):
+    if not pool.masked:
         return pool
     return replace(pool, heads=tuple(map(_keep_latent, pool.heads)))
 
@@ -80,7 +81,9 @@ def _slim_pool(pool: LatentPool) -> LatentPool:
 def _keep_latent(head: LatentHead) -> LatentHead:
     asked = _kept(head.mask, len(head.query))
     values = _kept(head.value_mask, len(head.value.weight))
-    return LatentHead(head.query[asked], _rows(head.key, asked), _rows(head.value, values), head.output[:, values])
+    return LatentHead(
+        head.query[asked], keep_outputs(head.key, asked), keep_outputs(head.value, values), head.output[:, values]
+    )
 
 
 def _kept(mask: FloatArray | None, count: int) -> IndexArray:
@@ -90,7 +93,3 @@ def _kept(mask: FloatArray | None, count: int) -> IndexArray:
     if not np.isin(mask, (0, 1)).all():
         raise PassError("RemoveMaskedChannels", "a head mask is not binary", "run FoldScales first")
     return np.flatnonzero(mask)
-
-
-def _rows(linear: Linear, kept: IndexArray) -> Linear:
-    return Linear(linear.weight[kept], None if linear.bias is None else linear.bias[kept])

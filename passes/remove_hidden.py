@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimc.errors import PassError
-from slimc.ir import IndexArray, LatentPool, Linear, Mlp, Model
+from slimc.ir import Linear, Mlp, Model, keep_outputs
 from slimc.passes.norms import keep_channels
 from slimc.passes.rewrite import map_branches, map_pool
 
@@ -28,12 +28,7 @@ class RemoveMaskedHidden:
 
     def __call__(self, model: Model) -> Model:
         """`model` without FFN masks; the same object where no FFN has one."""
-        return map_pool(map_branches(model, mlp=_slim), _slim_pool)
-
-
-def _slim_pool(pool: LatentPool) -> LatentPool:
-    mlp = None if pool.mlp is None else _slim(pool.mlp)
-    return pool if mlp is pool.mlp else replace(pool, mlp=mlp)
+        return map_pool(map_branches(model, mlp=_slim), mlp=_slim)
 
 
 def _slim(mlp: Mlp) -> Mlp:
@@ -43,10 +38,6 @@ def _slim(mlp: Mlp) -> Mlp:
         raise PassError("RemoveMaskedHidden", "an FFN mask is not binary", "run FoldScales first")
     kept = np.flatnonzero(mlp.mask)
     down = Linear(mlp.down.weight[:, kept], mlp.down.bias)
-    gate = None if mlp.gate is None else _rows(mlp.gate, kept)
+    gate = None if mlp.gate is None else keep_outputs(mlp.gate, kept)
     norm = keep_channels(mlp.inner_norm, kept)
-    return replace(mlp, up=_rows(mlp.up, kept), down=down, mask=None, gate=gate, inner_norm=norm)
-
-
-def _rows(linear: Linear, kept: IndexArray) -> Linear:
-    return Linear(linear.weight[kept], None if linear.bias is None else linear.bias[kept])
+    return replace(mlp, up=keep_outputs(mlp.up, kept), down=down, mask=None, gate=gate, inner_norm=norm)

@@ -26,7 +26,7 @@ import numpy as np
 
 from slimc.errors import PassError
 from slimc.ir import Attention, FloatArray, IndexArray, Mlp, Model
-from slimc.ir.interpret.attention import ghost_operands
+from slimc.ir.interpret.attention import turns_key_bias
 from slimc.passes.rewrite import map_branches
 
 
@@ -43,8 +43,7 @@ def _attention(attention: Attention) -> Attention:
     if attention.token_mask is None:
         return attention
     rows, gone = _kept(attention.token_mask)
-    turned = [head for head in attention.heads if head.rotation is not None]
-    if gone and any(ghost_operands(attention, head)[0].any() for head in turned):
+    if gone and turns_key_bias(attention):
         raise PassError("RemoveMaskedPositions", "keys have a bias that is turned", "keep all patches of this network")
     return replace(attention, token_mask=None, rows=rows, ghosts=attention.ghosts + gone)
 

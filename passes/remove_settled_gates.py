@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimc.errors import PassError
-from slimc.ir import Attention, Block, Gates, IndexArray, Linear, Mlp, Model
+from slimc.ir import Attention, Block, Gates, IndexArray, Linear, Mlp, Model, keep_outputs
 from slimc.passes.rewrite import with_blocks
 
 
@@ -84,7 +84,7 @@ def _settle_heads(block: Block, gates: Gates, settled: tuple[bool | None, ...]) 
 def _rows(linear: Linear, kept: IndexArray) -> Linear | None:
     if len(kept) == 0:
         return None
-    return Linear(linear.weight[kept], None if linear.bias is None else linear.bias[kept])
+    return keep_outputs(linear, kept)
 
 
 def _without_heads(attention: Attention, never: set[int], numbers: IndexArray) -> Attention:
@@ -117,7 +117,7 @@ def _without_units(mlp: Mlp, never: set[int], numbers: IndexArray) -> Mlp:
     kept = np.flatnonzero(~np.isin(mlp.unit_gates, sorted(never)))
     return replace(
         mlp,
-        up=Linear(mlp.up.weight[kept], None if mlp.up.bias is None else mlp.up.bias[kept]),
+        up=keep_outputs(mlp.up, kept),
         down=Linear(mlp.down.weight[:, kept], mlp.down.bias),
         mask=None if mlp.mask is None else mlp.mask[kept],
         unit_gates=_renumbered(mlp.unit_gates[kept], numbers),

@@ -47,12 +47,19 @@ def with_blocks(model: Model, blocks: tuple[Block, ...]) -> Model:
     return replace(model, blocks=blocks)
 
 
-def map_pool(model: Model, change: Callable[[LatentPool], LatentPool]) -> Model:
-    """`model` with its latent pool rewritten; the same object where it has none, or the pool stayed itself."""
+def map_pool(
+    model: Model,
+    change: Callable[[LatentPool], LatentPool] | None = None,
+    mlp: Callable[[Mlp], Mlp] | None = None,
+) -> Model:
+    """`model` with its latent pool rewritten, and then the FFN in that; the same object where all stayed itself."""
     pool = model.classifier.pool
     if not isinstance(pool, LatentPool):
         return model
-    changed = change(pool)
+    changed = pool if change is None else change(pool)
+    if mlp is not None and changed.mlp is not None:
+        hidden = mlp(changed.mlp)
+        changed = changed if hidden is changed.mlp else replace(changed, mlp=hidden)
     return model if changed is pool else replace(model, classifier=replace(model.classifier, pool=changed))
 
 

@@ -11,6 +11,8 @@ from slimc.ir.layers import (
     Norm,
     RmsNorm,
     Rotation,
+    keep_outputs,
+    pad_outputs,
 )
 from slimc.ir.nodes import (
     Attention,
@@ -72,9 +74,11 @@ __all__ = [
     "choose_outputs",
     "describe_outputs",
     "embedded_rows",
+    "keep_outputs",
     "key_rows",
     "live_rows",
     "map_arrays",
+    "pad_outputs",
     "selected_rows",
     "to_float64",
 ]

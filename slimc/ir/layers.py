@@ -31,6 +31,20 @@ class Linear:
     bias: FloatArray | None = None
 
 
+def keep_outputs(linear: Linear, kept: IndexArray | slice) -> Linear:
+    """`linear` with those of its outputs that `kept` names, in that order."""
+    return Linear(linear.weight[kept], None if linear.bias is None else linear.bias[kept])
+
+
+def pad_outputs(linear: Linear, width: int) -> Linear:
+    """`linear` with outputs of zero behind its own, `width` in all; itself where it has as many."""
+    missing = width - len(linear.weight)
+    if missing == 0:
+        return linear
+    bias: FloatArray | None = None if linear.bias is None else np.pad(linear.bias, (0, missing))
+    return Linear(np.pad(linear.weight, ((0, missing), (0, 0))), bias)
+
+
 @dataclass(frozen=True, eq=False)
 class LayerNorm:
     """Normalisation over the last axis: weight [C], bias [C], eps added to the variance.

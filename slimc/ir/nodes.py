@@ -68,6 +68,16 @@ class Attention:
     key_norm: Norm | None = None
     output_norm: Norm | None = None
 
+    @property
+    def masked(self) -> bool:
+        """Whether a mask stands on the channels of any head."""
+        return any(head.mask is not None or head.value_mask is not None for head in self.heads)
+
+    @property
+    def normed(self) -> bool:
+        """Whether queries or keys have a norm."""
+        return self.query_norm is not None or self.key_norm is not None
+
 
 @dataclass(frozen=True, eq=False)
 class Mlp:

@@ -54,6 +54,11 @@ class LatentPool:
     mlp: Mlp | None = None
     absorbed: bool = False
 
+    @property
+    def masked(self) -> bool:
+        """Whether a mask stands on the channels of any head."""
+        return any(head.mask is not None or head.value_mask is not None for head in self.heads)
+
 
 @dataclass(frozen=True, eq=False)
 class Classifier:

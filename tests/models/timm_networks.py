@@ -11,7 +11,7 @@ import torch
 from timm.models import model_entrypoint
 
 from slimc import ir
-from slimc.ir.interpret.attention import ghost_operands
+from slimc.ir.interpret.attention import turns_key_bias
 
 MODULES = ("vision_transformer", "eva", "deit")
 
@@ -86,10 +86,10 @@ def masks_of(model: ir.Model, random: np.random.Generator) -> dict[str, Any]:
         assert isinstance(mlp, ir.Mlp)
         heads, d_qk, d_v = len(attention.heads), *(len(getattr(attention.heads[0], k).weight) for k in ("key", "value"))
         found |= {f"blocks.{i}.v": draw(heads, d_v), f"blocks.{i}.hidden": draw(len(mlp.up.weight))}
-        if attention.query_norm is None and attention.key_norm is None:
+        if not attention.normed:
             found[f"blocks.{i}.qk"] = draw(heads, d_qk)
     found["blocks.1.heads"] = draw(heads)
-    if not any(_turns_bias(block) for block in model.blocks):
+    if not any(turns_key_bias(block.attention) for block in model.blocks if isinstance(block.attention, ir.Attention)):
         patches = model.grid[0] * model.grid[1]
         first = np.ones(patches, np.float32)
         first[random.integers(patches)] = 0
@@ -105,10 +105,3 @@ def masks_of(model: ir.Model, random: np.random.Generator) -> dict[str, Any]:
         if pool.mlp is not None:
             found["attn_pool.hidden"] = draw(len(pool.mlp.up.weight))
     return found
-
-
-def _turns_bias(block: ir.Block) -> bool:
-    """Whether keys have a bias that is turned by position, so that masked rows cannot leave."""
-    assert isinstance(block.attention, ir.Attention)
-    heads = block.attention.heads
-    return any(h.rotation is not None and ghost_operands(block.attention, h)[0].any() for h in heads)

@@ -8,7 +8,7 @@ import numpy as np
 
 from slimc.ir import Attention, BoolArray, FloatArray, Gates, Head, IndexArray, Linear, Norm, Rotation, key_rows
 from slimc.ir.interpret.gates import Decisions, undecided
-from slimc.ir.interpret.linear import Float64, apply, branch_scale, normalise
+from slimc.ir.interpret.linear import Float64, apply, branch_scale, factor, normalise
 
 
 def attend(
@@ -44,7 +44,7 @@ def _normalised(attention: Attention, mixed: list[Float64]) -> Iterator[Float64]
     whole = normalise(attention.output_norm, np.concatenate(mixed, axis=-1))
     ends = np.cumsum([values.shape[-1] for values in mixed])
     for head, values in zip(attention.heads, np.split(whole, ends[:-1], axis=-1), strict=True):
-        yield values * _factor(head.value_mask)
+        yield values * factor(head.value_mask)
 
 
 def _sight(tokens: Float64, kept: BoolArray | None) -> BoolArray:
@@ -58,7 +58,7 @@ def _mix(head: Head, n: Float64, keys: IndexArray, seen: BoolArray, attention: A
     ghosts = attention.ghosts
     q = _asked(head.query, n, head, attention.query_norm)
     k = _asked(head.key, n, head, attention.key_norm)
-    v = apply(head.value, n) * _factor(head.value_mask)
+    v = apply(head.value, n) * factor(head.value_mask)
     scores = np.where(seen, q @ k[:, keys].transpose(0, 2, 1) * attention.scale, -np.inf)
     ghost_key, ghost_value = ghost_operands(attention, head)
     ghost_scores = (q @ ghost_key)[..., None] * attention.scale if ghosts else np.full((*q.shape[:2], 1), -np.inf)
@@ -72,13 +72,18 @@ def _mix(head: Head, n: Float64, keys: IndexArray, seen: BoolArray, attention: A
 def ghost_operands(attention: Attention, head: Head) -> tuple[Float64, Float64]:
     """Key [d_qk] and value [d_v] of a ghost: those of a zero row, which is not turned."""
     nothing = np.zeros((1, head.key.weight.shape[1]))
-    key = normalise(attention.key_norm, apply(head.key, nothing) * _factor(head.mask))
-    return key[0], (apply(head.value, nothing) * _factor(head.value_mask))[0]
+    key = normalise(attention.key_norm, apply(head.key, nothing) * factor(head.mask))
+    return key[0], (apply(head.value, nothing) * factor(head.value_mask))[0]
+
+
+def turns_key_bias(attention: Attention) -> bool:
+    """Whether keys of zero rows are turned and not zero: then they differ from row to row."""
+    return any(h.rotation is not None and ghost_operands(attention, h)[0].any() for h in attention.heads)
 
 
 def _asked(linear: Linear, n: Float64, head: Head, norm: Norm | None) -> Float64:
     """Queries or keys [B, N, d_qk] of every row."""
-    return turn(head.rotation, normalise(norm, apply(linear, n) * _factor(head.mask)))
+    return turn(head.rotation, normalise(norm, apply(linear, n) * factor(head.mask)))
 
 
 def turn(rotation: Rotation | None, x: Float64) -> Float64:
@@ -88,10 +93,6 @@ def turn(rotation: Rotation | None, x: Float64) -> Float64:
     cos, sin = rotation.cos.astype(np.float64), rotation.sin.astype(np.float64)
     first, second = np.split(x, 2, axis=-1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def _factor(mask: FloatArray | None) -> Float64 | float:
-    return 1.0 if mask is None else mask.astype(np.float64)
 
 
 def visible(n: Float64, mask: FloatArray | None, rows: IndexArray | None) -> Float64:

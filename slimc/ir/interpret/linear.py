@@ -56,9 +56,14 @@ def hidden_units(mlp: Mlp, n: Float64) -> Float64:
     """The hidden units [..., F] of an FFN that reads `n`, as `down` reads them, without what an image decides."""
     up = apply(mlp.up, n)
     hidden = activate(mlp.activation, up) if mlp.gate is None else activate(mlp.activation, apply(mlp.gate, n)) * up
-    mask = 1.0 if mlp.mask is None else mlp.mask.astype(np.float64)
+    mask = factor(mlp.mask)
     hidden = hidden * mask
     return hidden if mlp.inner_norm is None else normalise(mlp.inner_norm, hidden) * mask
+
+
+def factor(mask: FloatArray | None) -> Float64 | float:
+    """What a mask multiplies by; 1 where there is none."""
+    return 1.0 if mask is None else mask.astype(np.float64)
 
 
 def zero_row_output(mlp: Mlp) -> FloatArray:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from slimc.ir import BoolArray, Classifier, LatentHead, LatentPool, Output, Pool
-from slimc.ir.interpret.linear import Float64, apply, hidden_units, normalise
+from slimc.ir.interpret.linear import Float64, apply, factor, hidden_units, normalise
 
 
 def read_out(
@@ -91,10 +91,9 @@ def attend_latent(pool: LatentPool, n: Float64) -> Float64:
 
 def _mix(head: LatentHead, rows: Float64, scale: float) -> Float64:
     """What one head of a latent pool mixes [B, d_v]."""
-    mask = 1.0 if head.mask is None else head.mask.astype(np.float64)
-    value_mask = 1.0 if head.value_mask is None else head.value_mask.astype(np.float64)
+    mask = factor(head.mask)
     scores = (apply(head.key, rows) * mask) @ (head.query * mask) * scale
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights = weights / weights.sum(-1, keepdims=True)
-    mixed: Float64 = (weights[:, None] @ (apply(head.value, rows) * value_mask))[:, 0]
+    mixed: Float64 = (weights[:, None] @ (apply(head.value, rows) * factor(head.value_mask)))[:, 0]
     return mixed
