@@ -16,14 +16,16 @@ Channels and patches count as in the module. A pool reads the patches that the l
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slimc import ir
-from slimc.errors import OptionError
+from slimc.errors import CheckpointError, OptionError
 from slimc.ir import FloatArray, IndexArray
 from slimc.ir.interpret.attention import turns_key_bias
 
@@ -47,6 +49,30 @@ class NetworkMasks:
     blocks: tuple[BlockMasks, ...]
     pool: BlockMasks | None = None
     read: IndexArray | None = None
+
+
+def read_mask_file(path: Path) -> dict[str, Any]:
+    """Masks by name, of a .npz or .safetensors file; nothing in it is executed.
+
+    Raises:
+        CheckpointError: it is missing, or something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return dict(load_file(path))
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; expected masks in a .npz or .safetensors file") from None
+    except Exception as error:  # both readers raise whatever they come across in a damaged file
+        if isinstance(error, MemoryError):
+            raise
+        kind = type(error).__name__ if not isinstance(error, zipfile.BadZipFile) else "damaged"
+        raise CheckpointError(
+            f"{path}: cannot be read as masks ({kind}); expected a .npz or .safetensors file"
+        ) from None
 
 
 def read_masks(model: ir.Model, given: Mapping[str, Any]) -> NetworkMasks:
@@ -187,7 +213,7 @@ def _masked(head: Any, number: int, masks: BlockMasks, order: IndexArray | None)
     """A head, or one of a latent pool, under its masks."""
     dtype = head.output.dtype
     qk = None if masks.qk is None else masks.qk[number].astype(dtype)
-    if qk is not None and order is not None and len(order):
+    if qk is not None and order is not None:
         qk = qk[order]
     value = None if masks.value is None else masks.value[number].astype(dtype)
     return replace(head, mask=qk, value_mask=value)

@@ -29,8 +29,8 @@ _ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
 _MLPS = ("Mlp", "GluMlp", "SwiGLU")
 
 
-def read_block(block: Any, path: str, rotations: tuple[ir.Rotation, ...] | None, order: ir.IndexArray) -> ir.Block:  # noqa: ANN401
-    """A block; `rotations` turn the heads' queries and keys, whose channels are taken in this `order`."""
+def read_block(block: Any, path: str, rotations: tuple[ir.Rotation, ...] | None) -> ir.Block:  # noqa: ANN401
+    """A block, whose heads' queries and keys `rotations` turn: one a head, or one for all."""
     kind = expect(block, path, ("Block", "EvaBlock"))
     parts = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
     check_parts(block, path, parts, ("gamma_1", "gamma_2") if kind == "EvaBlock" else ())
@@ -40,7 +40,7 @@ def read_block(block: Any, path: str, rotations: tuple[ir.Rotation, ...] | None,
     else:
         scales = [_layer_scale(getattr(block, name), f"{path}.{name}") for name in ("ls1", "ls2")]
     before, behind = (required_norm(getattr(block, name), f"{path}.{name}") for name in ("norm1", "norm2"))
-    attention = read_attention(block.attn, f"{path}.attn", before, rotations, order)
+    attention = read_attention(block.attn, f"{path}.attn", before, rotations)
     mlp = read_mlp(block.mlp, f"{path}.mlp", behind)
     return ir.Block(path, replace(attention, layer_scale=scales[0]), replace(mlp, layer_scale=scales[1]))
 
@@ -70,7 +70,6 @@ def read_attention(
     path: str,
     before: ir.Norm,
     rotations: tuple[ir.Rotation, ...] | None,
-    order: ir.IndexArray,
 ) -> ir.Attention:
     """An attention, with the norm `before` it."""
     expect(attention, path, _ATTENTIONS)
@@ -89,14 +88,20 @@ def read_attention(
     if rows % heads or proj.weight.shape[1] != len(value.weight) or len(key.weight) != rows:
         raise CheckpointError(f"{path}: q, k, v and proj of {heads} heads do not fit each other")
     width = rows // heads
+    if rotations is not None and 2 * rotations[0].cos.shape[1] != width:
+        raise CheckpointError(
+            f"{path}: {2 * rotations[0].cos.shape[1]} channels of a head are turned by position, of {width}; expected all "
+            "of them"
+        )
+    order = None if rotations is None else channel_order(attention, width)
     fused = bool(getattr(attention, "fused_attn", False))
     return ir.Attention(
         norm=before,
-        heads=_heads(query, key, value, proj.weight, heads, rotations, _order(order, width, rotations, path)),
+        heads=_heads(query, key, value, proj.weight, heads, rotations, order),
         output_bias=proj.bias,
         scale=float(width**-0.5) if fused else float(attention.scale),
-        query_norm=_ordered(norm(attention.q_norm, f"{path}.q_norm"), order if rotations else None),
-        key_norm=_ordered(norm(attention.k_norm, f"{path}.k_norm"), order if rotations else None),
+        query_norm=_ordered(norm(attention.q_norm, f"{path}.q_norm"), order),
+        key_norm=_ordered(norm(attention.k_norm, f"{path}.k_norm"), order),
         output_norm=norm(attention.norm, f"{path}.norm"),
     )
 
@@ -119,14 +124,14 @@ def _projections(attention: Any, path: str) -> tuple[ir.Linear, ir.Linear, ir.Li
     return query, key, value
 
 
-def _order(order: ir.IndexArray, width: int, rotations: tuple[ir.Rotation, ...] | None, path: str) -> ir.IndexArray:
-    """The channels of a head in the order in which the IR pairs them."""
-    if rotations is None:
-        return np.arange(width)
-    if len(order) != width:
-        raise CheckpointError(
-            f"{path}: {len(order)} channels of a head are turned by position, of {width}; expected all of them"
-        )
+def channel_order(attention: Any, width: int) -> ir.IndexArray | None:  # noqa: ANN401
+    """The order in which the `width` channels of turned queries and keys are taken, so that channel c pairs with c + d / 2.
+
+    None where they pair so already.
+    """
+    if getattr(attention, "rotate_half", False):
+        return None
+    order: ir.IndexArray = np.arange(width).reshape(-1, 2).T.ravel()
     return order
 
 
@@ -144,20 +149,16 @@ def _heads(
     output: ir.FloatArray,
     count: int,
     rotations: tuple[ir.Rotation, ...] | None,
-    order: ir.IndexArray,
+    order: ir.IndexArray | None,
 ) -> tuple[ir.Head, ...]:
-    heads, d_v = [], len(value.weight) // count
+    """The heads; q and k have their channels in this `order`, or share memory with the module where there is none."""
+    heads, d_qk, d_v = [], len(query.weight) // count, len(value.weight) // count
     for i in range(count):
-        asked = i * len(order) + order
-        if np.array_equal(order, np.arange(len(order))):
-            rows: Any = slice(i * len(order), (i + 1) * len(order))  # a view of the weights, not a copy
-        else:
-            rows = asked
+        asked = slice(i * d_qk, (i + 1) * d_qk) if order is None else i * d_qk + order
         own = slice(i * d_v, (i + 1) * d_v)
-        head = ir.Head(
-            ir.keep_outputs(query, rows), ir.keep_outputs(key, rows), ir.keep_outputs(value, own), output[:, own]
-        )
-        heads.append(replace(head, rotation=None if rotations is None else rotations[i % len(rotations)]))
+        operands = (ir.keep_outputs(query, asked), ir.keep_outputs(key, asked), ir.keep_outputs(value, own))
+        rotation = None if rotations is None else rotations[i % len(rotations)]
+        heads.append(ir.Head(*operands, output[:, own], rotation=rotation))
     return tuple(heads)
 
 

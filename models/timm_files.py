@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimc.errors import CheckpointError, OptionError
+from slimc.errors import OptionError
 from slimc.files.checkpoint import Checkpoint
 from slimc.models import folders
 from slimc.models.folder_files import FolderModule, FolderWeights, require_timm
@@ -114,31 +114,3 @@ def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[key] = value
     return found
-
-
-def read_mask_file(path: Path) -> dict[str, Any]:
-    """Masks by name, of a .npz or .safetensors file; nothing in it is executed.
-
-    Raises:
-        CheckpointError: it is missing, or something else.
-    """
-    import zipfile
-
-    import numpy as np
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return dict(load_file(path))
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected masks in a .npz or .safetensors file") from None
-    except Exception as error:  # both readers raise whatever they come across in a damaged file
-        if isinstance(error, MemoryError):
-            raise
-        kind = type(error).__name__ if not isinstance(error, zipfile.BadZipFile) else "damaged"
-        raise CheckpointError(
-            f"{path}: cannot be read as masks ({kind}); expected a .npz or .safetensors file"
-        ) from None

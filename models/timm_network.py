@@ -15,12 +15,13 @@ from torch import nn
 from slimc import ir
 from slimc.errors import CheckpointError, OptionError
 from slimc.files.checkpoint import Checkpoint
-from slimc.models.network_masks import NetworkMasks, apply_masks, read_masks
-from slimc.models.options import ModelOptions
+from slimc.models.network_masks import NetworkMasks, apply_masks, read_mask_file, read_masks
+from slimc.models.options import ModelOptions, TimmOptions
 from slimc.models.preprocessing import read_preprocessing
 from slimc.models.system import Network, System, Variant
+from slimc.models.timm_blocks import channel_order
 from slimc.models.timm_reference import TimmReference, masked_copy, read_outputs
-from slimc.models.timm_vit import channel_order, default_outputs, read_network
+from slimc.models.timm_vit import default_outputs, read_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +77,11 @@ def image_facts(config: Any) -> dict[str, Any]:  # noqa: ANN401
     return {name: config[name] for name in names if config is not None and config.get(name) not in (None, "")}
 
 
-def build(source: Source, options: ModelOptions, system: System, masks: Mapping[str, Any] | None = None) -> Network:
-    """The network of `source`, under `masks` by name where there are any.
+def build(source: Source, options: ModelOptions, system: System) -> Network:
+    """The network of `source`, under the masks of the file that the options name, if any.
 
     Raises:
-        CheckpointError: part of it computes what slimc does not know.
+        CheckpointError: part of it computes what slimc does not know, or the masks cannot be read.
         OptionError: a mask or an option cannot be used.
     """
     try:
@@ -103,7 +104,9 @@ def build(source: Source, options: ModelOptions, system: System, masks: Mapping[
         read=read_outputs,
         warnings=(*source.warnings, *warnings),
     )
-    return network if masks is None else under_masks(network, source.module, read_masks(dense, masks), head)
+    if not isinstance(options, TimmOptions) or options.masks is None:
+        return network
+    return under_masks(network, source.module, read_masks(dense, read_mask_file(Path(options.masks))), head)
 
 
 def under_masks(network: Network, module: nn.Module, masks: NetworkMasks, head: nn.Linear | None = None) -> Network:
@@ -116,8 +119,15 @@ def under_masks(network: Network, module: nn.Module, masks: NetworkMasks, head: 
             return network.pytorch("dense")
         return TimmReference(masked_copy(module, masks), masks.read, head).eval()
 
-    masked = apply_masks(network.dense, masks, channel_order(module))
+    masked = apply_masks(network.dense, masks, _channel_order(module, network.dense))
     return replace(network, masked=masked, pytorch=pytorch)
+
+
+def _channel_order(module: Any, model: ir.Model) -> ir.IndexArray | None:  # noqa: ANN401
+    """The order in which `model` has the channels of q and k of a head of `module`; none for the module's own."""
+    attentions = [block.attention for block in model.blocks if isinstance(block.attention, ir.Attention)]
+    turned = next((head for attention in attentions for head in attention.heads if head.rotation is not None), None)
+    return None if turned is None else channel_order(module.blocks[0].attn, len(turned.query.weight))
 
 
 def mask_network(network: Network, masks: Mapping[str, Any]) -> Network:

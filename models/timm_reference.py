@@ -118,6 +118,11 @@ def _scale_outputs(attention: Any, kind: str, mask: FloatArray) -> None:  # noqa
         bias = None if attention.qkv.bias is None else attention.qkv.bias.chunk(3)[part]
         if getattr(attention, "q_bias", None) is not None:
             bias = getattr(attention, f"{kind}_bias")
+    _times(weight, bias, factor)
+
+
+def _times(weight: Tensor, bias: Tensor | None, factor: Tensor) -> None:
+    """Multiply the outputs of a linear layer by `factor`."""
     weight.mul_(factor[:, None].to(weight.dtype))
     if bias is not None:
         bias.mul_(factor.to(bias.dtype))
@@ -135,10 +140,7 @@ def _mask_hidden(mlp: Any, mask: FloatArray | None) -> None:  # noqa: ANN401
     factor = torch.from_numpy(mask)
     layers = [mlp.fc1_g, mlp.fc1_x] if hasattr(mlp, "fc1_g") else [mlp.fc1]
     for layer in layers:
-        repeated = factor.repeat(len(layer.weight) // len(factor)).to(layer.weight.dtype)
-        layer.weight.mul_(repeated[:, None])
-        if layer.bias is not None:
-            layer.bias.mul_(repeated)
+        _times(layer.weight, layer.bias, factor.repeat(len(layer.weight) // len(factor)))
     _columns(mlp.fc2, mask)
 
 
@@ -155,10 +157,8 @@ def _mask_rows(block: Any, mask: FloatArray) -> None:  # noqa: ANN401
 def _mask_pool(pool: Any, masks: BlockMasks) -> None:  # noqa: ANN401
     for part, mask in enumerate((masks.qk, masks.value)):
         if mask is not None:
-            factor = torch.from_numpy(mask.ravel()).to(pool.kv.weight.dtype)
-            pool.kv.weight.chunk(2)[part].mul_(factor[:, None])
-            if pool.kv.bias is not None:
-                pool.kv.bias.chunk(2)[part].mul_(factor)
+            bias = None if pool.kv.bias is None else pool.kv.bias.chunk(2)[part]
+            _times(pool.kv.weight.chunk(2)[part], bias, torch.from_numpy(mask.ravel()))
     if masks.value is not None:
         _columns(pool.proj, masks.value)
     _mask_hidden(pool.mlp, masks.hidden)

@@ -15,7 +15,7 @@ from torch import nn
 
 from slimc import ir
 from slimc.errors import CheckpointError
-from slimc.models.timm_blocks import read_block, read_mlp, required_norm
+from slimc.models.timm_blocks import channel_order, read_block, read_mlp, required_norm
 from slimc.models.timm_layers import (
     array,
     check_idle,
@@ -53,10 +53,10 @@ def read_network(module: Any, name: str) -> ir.Model:  # noqa: ANN401
     prefix = len(embedding.prefix)
     weight = embedding.patch.weight
     grid = (image[0] // weight.shape[2], image[1] // weight.shape[3])
-    rotations, order = _rotations(module, prefix, grid)
+    rotations = _rotations(module, prefix, grid)
     kind_of(module.blocks, "blocks")
     blocks = tuple(
-        read_block(block, f"blocks.{i}", None if rotations is None else rotations[i % len(rotations)], order)
+        read_block(block, f"blocks.{i}", None if rotations is None else rotations[i % len(rotations)])
         for i, block in enumerate(module.blocks)
     )
     rows = np.arange(prefix + grid[0] * grid[1])
@@ -118,13 +118,11 @@ def _rotations(
     module: Any,  # noqa: ANN401
     prefix: int,
     grid: tuple[int, int],
-) -> tuple[tuple[tuple[ir.Rotation, ...], ...] | None, ir.IndexArray]:
-    """Rotations of the heads of every block (one block, one head for all where they are alike), and the order in which the
-    channels of q and k are to be taken so that channel c pairs with c + d / 2.
-    """
+) -> tuple[tuple[ir.Rotation, ...], ...] | None:
+    """Rotations of the heads of every block: one block, one head for all where they are alike; none where there are none."""
     rope = getattr(module, "rope", None)
     if rope is None:
-        return None, np.arange(0)
+        return None
     kind_of(rope, "rope")
     with torch.no_grad():
         table = (
@@ -139,21 +137,15 @@ def _rotations(
     halves = {bool(getattr(block.attn, "rotate_half", False)) for block in module.blocks}
     if len(halves) > 1:
         raise CheckpointError("rope: some blocks turn halves of a head, others pairs; expected one way")
-    width = sin.shape[-1]
-    order = np.arange(width) if halves == {True} else np.arange(width).reshape(-1, 2).T.ravel()
+    order = channel_order(module.blocks[0].attn, sin.shape[-1])
+    if order is not None:
+        sin, cos = sin[..., order], cos[..., order]
     per_head = sin.ndim == 4
     blocks = []
     for layer in range(len(sin) if per_head else 1):
         heads = zip(sin[layer], cos[layer], strict=True) if per_head else [(sin, cos)]
-        blocks.append(tuple(_rotation(s[:, order], c[:, order], prefix) for s, c in heads))
-    return tuple(blocks), order
-
-
-def channel_order(module: Any) -> ir.IndexArray | None:  # noqa: ANN401
-    """The order in which `read_network` takes the channels of q and k of a head; none for their own."""
-    model_grid = module.patch_embed.grid_size
-    order = _rotations(module, 0, (int(model_grid[0]), int(model_grid[1])))[1]
-    return order if len(order) else None
+        blocks.append(tuple(_rotation(s, c, prefix) for s, c in heads))
+    return tuple(blocks)
 
 
 def _rotation(sin: ir.FloatArray, cos: ir.FloatArray, prefix: int) -> ir.Rotation:

@@ -45,8 +45,7 @@ def load_network(
     system = recognise(checkpoint)
     checkpoint = choose_weights(checkpoint, ema, averaged=system.averaged)
     network = _load_dense(system, checkpoint, given) if dense else system.load(checkpoint, system.read_options(given))
-    network = replace(network, warnings=(*checkpoint.warnings, *network.warnings))
-    return _masked(network, given)
+    return replace(network, warnings=(*checkpoint.warnings, *network.warnings))
 
 
 def _load_dense(system: System, checkpoint: Checkpoint, given: Mapping[str, Any]) -> Network:
@@ -68,12 +67,11 @@ def load_module(module: torch.nn.Module, options: Mapping[str, Any] | None = Non
     """
     from slimc.models.timm_network import build, from_module
 
-    given = dict(options or {})
-    read = PLAIN.read_options(given)
+    read = PLAIN.read_options(options or {})
     _refuse(
         read, ("arch", "model_kwargs", "num_classes", "img_size", "num_heads", "state_key"), "the module says itself"
     )
-    return _masked(build(from_module(module), read, PLAIN), given)
+    return build(from_module(module), read, PLAIN)
 
 
 def _load_slim(path: Path, given: Mapping[str, Any], ema: bool | None) -> Network:
@@ -97,23 +95,12 @@ def _load_folder(folder: Path, given: Mapping[str, Any], ema: bool | None) -> Ne
         raise OptionError(f"{said({}, ema)[0]}: {folder} has one set of weights; leave it out")
     read = PLAIN.read_options(given)
     _refuse(read, ("state_key", "num_heads"), f"{folder} says itself")
-    return _masked(build(from_folder(folder, read), read, PLAIN), given)
+    return build(from_folder(folder, read), read, PLAIN)
 
 
 def _refuse(options: ModelOptions, names: tuple[str, ...], reason: str) -> None:
     for option in said({name: getattr(options, name) for name in names}, None):
         raise OptionError(f"{option}: {reason} what it is; leave it out")
-
-
-def _masked(network: Network, given: Mapping[str, Any]) -> Network:
-    """`network` under the masks of the file that an option names, if any."""
-    path = given.get("masks")
-    if path is None or network.system is not PLAIN:
-        return network
-    from slimc.models.timm_files import read_mask_file
-    from slimc.models.timm_network import mask_network
-
-    return mask_network(network, read_mask_file(Path(path)))
 
 
 def _refuse_hub_id(path: Path) -> None:

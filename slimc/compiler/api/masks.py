@@ -35,7 +35,7 @@ def mask(network: Network, masks: Mapping[str, Any] | str | Path) -> Network:
         >>> [layer.hidden for layer in slim.structure.layers], slim.structure.layers[0].heads
         ([768, 256], (64, 0, 64))
     """
-    from slimc.models.timm_files import read_mask_file
+    from slimc.models.network_masks import read_mask_file
     from slimc.models.timm_network import mask_network
 
     return mask_network(network, read_mask_file(Path(masks)) if isinstance(masks, (str, Path)) else masks)
